@@ -1,0 +1,52 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11, git and make.
+# They install what is tested (constraints.txt) into .venv; pip's own settings (PIP_INDEX_URL and so on) apply.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+# The first Python of 3.11 or later; name another with `make PYTHON=python3.12 test`.
+PYTHON ?= $(shell for python in python3.11 python3; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+# One thread a process: several test workers, and results that do not depend on the number of cores.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: help demo test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       train both stages on the toy world, then see runs/demo/index.html (15 minutes, 2 cores)"
+	@echo "make test       the quick tests         make test-slow  the others"
+	@echo "make lint       style, types, imports   make format     mend the style"
+	@echo "make clean      remove the virtual environment"
+
+demo: $(STAMP)
+	$(BIN)/vqvdm demo
+
+test: $(STAMP)
+	$(TEST) -m "not slow"
+
+test-slow: $(STAMP)
+	$(TEST) -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+# torch by itself first: where pip is pointed at torch's CPU builds, nothing later swaps it for another.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or later is needed (make PYTHON=...)" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $(STAMP)

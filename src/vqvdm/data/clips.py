@@ -1,0 +1,220 @@
+"""Clips of real videos: windows of n frames at a wanted rate, resized and cropped, as a map-style data set."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from vqvdm.data.index import Entry
+from vqvdm.data.layouts import Sample
+from vqvdm.decode import VideoError, VideoInfo, read_frames
+from vqvdm.errors import InputError
+from vqvdm.video import to_clip
+
+logger = logging.getLogger(__name__)
+
+_SUBSTITUTES = 20  # videos tried in the place of one that does not decode
+_HALF = 0.5 + 1e-3  # a target time up to half a frame past the last frame is still served by it
+
+
+@dataclass(frozen=True)
+class ClipTiming:
+    """Which frames of a video make a clip: `frames` of them at `fps`, or every `stride`-th one if fps is None."""
+
+    frames: int
+    fps: float | None = None
+    stride: int = 1
+
+    def __post_init__(self) -> None:
+        if self.frames < 1:
+            raise InputError(f"frames {self.frames}: must be at least 1")
+        if self.stride < 1:
+            raise InputError(f"stride {self.stride}: must be at least 1")
+        if self.fps is not None and not self.fps > 0:
+            raise InputError(f"fps {self.fps}: must be above 0")
+
+    def needed(self, rate: float) -> int:
+        """Frames that a video of evenly spaced frames at `rate` per second must have."""
+        if self.fps is None:
+            return (self.frames - 1) * self.stride + 1
+        return int(np.ceil((self.frames - 1) * rate / min(self.fps, rate) - _HALF)) + 1
+
+    def starts(self, times: NDArray[np.float64], rate: float) -> int:
+        """How many frames a clip can start at: 0 .. starts - 1. 0 if the video is too short.
+
+        `times` (n,) are the frames' seconds, `rate` the video's mean rate.
+        """
+        if self.fps is None:
+            return max(0, len(times) - (self.frames - 1) * self.stride)
+        if not len(times):
+            return 0
+        span = (self.frames - 1) / min(self.fps, rate)
+        return int(np.count_nonzero(times + span <= times[-1] + _HALF / rate))
+
+    def pick(self, times: NDArray[np.float64], rate: float, start: int) -> tuple[NDArray[np.int64], float]:
+        """(frame numbers (frames,), the rate in frames per second that they really have) of the clip from `start`.
+
+        At a wanted rate each frame is the one nearest in time to start + k / fps. A video slower than that gives its
+        consecutive frames at its own rate: no frame is shown twice to feign a higher one.
+        """
+        if self.fps is None:
+            numbers = start + self.stride * np.arange(self.frames)
+        else:
+            targets = times[start] + np.arange(self.frames) / min(self.fps, rate)
+            after = np.searchsorted(times, targets).clip(1, len(times) - 1) if len(times) > 1 else np.zeros(1, int)
+            before = np.maximum(after - 1, 0)
+            # Halfway the later one is taken; rounding errors (1e-9 s) must not decide.
+            numbers = np.where(targets - times[before] < times[after] - targets - 1e-9, before, after)
+            numbers[0] = start
+        seconds = times[numbers[-1]] - times[numbers[0]]
+        if self.frames == 1 or seconds <= 0:
+            return numbers, min(self.fps, rate) if self.fps else rate / self.stride
+        return numbers, float((self.frames - 1) / seconds)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A video that is long enough: frames first .. first + len - 1 (a manifest may name a stretch)."""
+
+    path: str
+    label: int
+    info: VideoInfo
+    first: int
+    last: int  # exclusive
+    starts: int
+
+
+class ClipDataset(Dataset[dict[str, torch.Tensor]]):
+    """Clips of the videos `samples`, one item a video.
+
+    `dataset[index]` or `dataset[(index, draw)]` is a dict of `clip` (float32 (c, t, size, size), -1..1), `class_label`
+    (int64, 0 when unlabelled) and `fps` (float32, the rate that the clip really has). In training, `draw` seeds window,
+    crop and flip: one (index, draw) is one clip for ever, in any process. In evaluation it changes nothing: the middle
+    window, the centre crop, no flip.
+
+    A video that no longer decodes is replaced in training (logged once, with its reason) by another one that (index,
+    draw) determines; in evaluation it raises VideoError.
+
+    `notes` says in words what was left out. Raises InputError if nothing is left.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        samples: Sequence[Sample],
+        index: Mapping[str, Entry],
+        classes: Sequence[str],
+        timing: ClipTiming,
+        size: int,
+        crop: Literal["center", "random"] = "center",
+        flip: bool = False,
+        training: bool = True,
+    ) -> None:
+        if size < 1:
+            raise InputError(f"size {size}: must be at least 1")
+        self.root, self.classes, self.timing, self.size = root, tuple(classes), timing, size
+        self.crop, self.flip, self.training = crop, flip, training
+        self.notes: tuple[str, ...] = ()
+        self._failed: set[str] = set()
+        self._sources = self._select(samples, index)
+
+    def _select(self, samples: Sequence[Sample], index: Mapping[str, Entry]) -> tuple[_Source, ...]:
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        sources: list[_Source] = []
+        short: list[tuple[Sample, VideoInfo, int]] = []
+        bad: list[str] = []
+        for sample in samples:
+            entry = index[sample.path]
+            if entry.info is None:
+                bad.append(f"{sample.path}: {entry.error}")
+                continue
+            times = entry.info.frame_times()
+            first, last = stretch(sample, times)
+            starts = self.timing.starts(times[first:last], entry.info.fps)
+            if starts:
+                label = 0 if sample.label is None else numbers[sample.label]
+                sources.append(_Source(sample.path, label, entry.info, first, last, starts))
+            else:
+                short.append((sample, entry.info, last - first))
+        wanted = describe(self.timing)
+        if bad:
+            self.notes += (f"{len(bad)} of {len(samples)} videos cannot be read (first: {bad[0]})",)
+        if short:
+            self.notes += (f"{len(short)} of {len(samples)} videos are too short for {wanted}",)
+        if sources:
+            return tuple(sources)
+        if short:
+            sample, info, length = max(short, key=lambda item: item[2])
+            raise InputError(
+                f"{self.root}: none of the {len(samples)} videos is long enough for {wanted}: "
+                f"{self.timing.needed(info.fps)} frames are needed, the longest ({sample.path}) has {length} "
+                f"at {info.fps:.4g} fps; ask for fewer frames, a higher fps or a smaller stride"
+            )
+        if bad:
+            raise InputError(f"{self.root}: none of the {len(samples)} videos can be read (first: {bad[0]})")
+        raise InputError(f"{self.root}: no videos in this split")
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, torch.Tensor]:
+        index, draw = index if isinstance(index, tuple) else (index, 0)
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # also ends plain iteration
+        if not self.training:
+            return self._cut(self._sources[index], middle)
+        for attempt in range(_SUBSTITUTES):
+            random = np.random.default_rng((index, draw, attempt))
+            place = index if attempt == 0 else int(random.integers(len(self)))
+            try:
+                return self._cut(self._sources[place], lambda count: int(random.integers(count)))  # noqa: B023
+            except VideoError as error:
+                if error.path not in self._failed:
+                    self._failed.add(error.path)
+                    logger.warning("left out, another video takes its place: %s", error)
+        raise InputError(f"{self.root}: {_SUBSTITUTES} videos in a row do not decode; was the folder moved?")
+
+    def _cut(self, source: _Source, choose: Callable[[int], int]) -> dict[str, torch.Tensor]:
+        """The clip of `source`; `choose(n)` says which of n windows, places or sides is taken."""
+        info = source.info
+        times = info.frame_times()[source.first : source.last]
+        numbers, fps = self.timing.pick(times, info.fps, choose(source.starts))
+        wanted = [int(number) + source.first for number in numbers]
+        video = read_frames(self.root / source.path, wanted, info, short_side=self.size)  # (t, h, w, 3)
+        pick = choose if self.crop == "random" else middle
+        top, left = (pick(length - self.size + 1) for length in video.shape[1:3])
+        video = video[:, top : top + self.size, left : left + self.size]
+        if self.flip and self.training and choose(2):
+            video = video[:, :, ::-1]
+        return {
+            "clip": to_clip(video),  # (c, t, h, w)
+            "class_label": torch.tensor(source.label, dtype=torch.int64),
+            "fps": torch.tensor(fps, dtype=torch.float32),
+        }
+
+
+def middle(count: int) -> int:
+    """The middle one of `count` choices."""
+    return (count - 1) // 2
+
+
+def stretch(sample: Sample, times: NDArray[np.float64]) -> tuple[int, int]:
+    """(first, end) frame numbers between the sample's start and end (seconds); all frames if it names none."""
+    first = 0 if sample.start is None else int(np.searchsorted(times, sample.start - 1e-6))
+    end = len(times) if sample.end is None else int(np.searchsorted(times, sample.end - 1e-6))
+    return first, max(first, end)
+
+
+def describe(timing: ClipTiming) -> str:
+    """The clip asked for, in words."""
+    if timing.fps is not None:
+        return f"{timing.frames} frames at {timing.fps:g} fps"
+    return f"{timing.frames} frames" + (f" at stride {timing.stride}" if timing.stride > 1 else "")

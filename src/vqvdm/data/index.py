@@ -1,0 +1,219 @@
+"""The index: what every video of a data set really holds, or why it cannot be read; cached per folder.
+
+Each file is decoded once, from end to end, since headers and packet counts are wrong too often; a change of size or
+time of a file makes only that file be decoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+import vqvdm
+from vqvdm.decode import VideoError, VideoInfo, probe
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1  # of the cache file; another one is ignored
+_FEW = 24  # so many files are decoded faster than worker processes start
+_SAVE_EVERY = 2000  # files
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of the index: `info`, or the reason in `error`; `stamp` (size, time in ns) tells whether it changed."""
+
+    stamp: tuple[int, int]
+    info: VideoInfo | None = None
+    error: str = ""
+
+
+def build_index(
+    root: Path, paths: Sequence[str], workers: int | None = None, progress: bool = True, refresh: bool = False
+) -> dict[str, Entry]:
+    """Path -> Entry for each of `paths` (relative to `root`, or absolute), from the cache where unchanged.
+
+    `workers` processes decode (None: one for each core); `refresh` ignores the cache. What was decoded is kept if the
+    work is interrupted.
+    """
+    cache = cache_file(root)
+    known = {} if refresh else _load(cache)
+    stamps = {path: _stamp(root / path) for path in paths}
+    todo = [path for path, stamp in stamps.items() if path not in known or known[path].stamp != stamp]
+    try:
+        with tqdm(total=len(todo), desc=f"indexing {root.name}", unit="video", disable=not progress or not todo) as bar:
+            for done, (path, info, error) in enumerate(_probe_all(root, todo, workers), start=1):
+                known[path] = Entry(stamps[path], info, error)
+                bar.update()
+                if done % _SAVE_EVERY == 0:
+                    _save(cache, root, known)
+    finally:
+        if todo:
+            _save(cache, root, known)
+    return {path: known[path] for path in stamps}
+
+
+def cache_folder() -> Path:
+    """$VQVDM_CACHE, or vqvdm/ in $XDG_CACHE_HOME (~/.cache)."""
+    if own := os.environ.get("VQVDM_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vqvdm"
+
+
+def cache_file(root: Path) -> Path:
+    """Where the index of `root` is kept."""
+    real = str(root.resolve())
+    return cache_folder() / "index" / f"{root.resolve().name}-{hashlib.sha256(real.encode()).hexdigest()[:16]}.json"
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return (-1, -1)
+    if path.is_dir():  # of frames: its time changes when a frame comes or goes
+        return (0, status.st_mtime_ns)
+    return (status.st_size, status.st_mtime_ns)
+
+
+def _load(cache: Path) -> dict[str, Entry]:
+    """The cached entries; none if there is no cache, or it is damaged or of another version (it is then rebuilt)."""
+    try:
+        stored = json.loads(cache.read_text(encoding="utf-8"))
+        if stored["version"] != VERSION:
+            return {}
+        return {path: _entry(fields) for path, fields in stored["entries"].items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _entry(fields: Mapping[str, Any]) -> Entry:
+    info = None if fields["info"] is None else _info(fields["info"])
+    size, time = fields["stamp"]
+    return Entry((size, time), info, fields["error"])
+
+
+def _info(fields: Mapping[str, Any]) -> VideoInfo:
+    values: dict[str, Any] = dict(fields)
+    if values["times"] is not None:
+        values["times"] = tuple(values["times"])
+    return VideoInfo(**values)
+
+
+def _save(cache: Path, root: Path, entries: Mapping[str, Entry]) -> None:
+    stored = {"version": VERSION, "root": str(root.resolve()), "entries": {p: asdict(e) for p, e in entries.items()}}
+    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(stored), encoding="utf-8")
+        os.replace(part, cache)
+    except OSError as error:
+        logger.warning(
+            "%s: the index cannot be kept (%s); set VQVDM_CACHE to a folder with room", cache, error.strerror
+        )
+    finally:
+        if part.exists():
+            part.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------------- decoding
+
+_Answer = tuple[str, VideoInfo | None, str]
+
+
+def _probe_all(root: Path, paths: Sequence[str], workers: int | None) -> Iterator[_Answer]:
+    workers = workers or os.cpu_count() or 1
+    if len(paths) <= _FEW:
+        yield from (_probe_here(root, path) for path in paths)
+        return
+    with _worker_processes(min(workers, len(paths))) as free, ThreadPoolExecutor(workers) as threads:
+
+        def ask(path: str) -> _Answer:
+            worker = free.get()
+            try:
+                return worker.probe(root, path)
+            finally:
+                free.put(worker)
+
+        tasks = [threads.submit(ask, path) for path in paths]
+        try:
+            yield from (task.result() for task in tasks)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _probe_here(root: Path, path: str) -> _Answer:
+    try:
+        return path, probe(root / path), ""
+    except VideoError as error:
+        return path, None, error.reason
+
+
+class _Worker:
+    """A process that decodes what it is asked. It is no `multiprocessing` child: those cannot be started from a script
+    without a main guard, and a file that brings the decoder down would end them all."""
+
+    def __init__(self) -> None:
+        self._process = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        package = str(Path(vqvdm.__file__).parent.parent)
+        search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        return subprocess.Popen(
+            [sys.executable, "-m", "vqvdm.decode"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            env={**os.environ, "PYTHONPATH": search, "PYTHONIOENCODING": "utf-8"},
+        )
+
+    def probe(self, root: Path, path: str) -> _Answer:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(str(root / path)) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.close()
+            self._process = self._start()
+            return path, None, "the decoder crashed on it"
+        answer = json.loads(line)
+        if "error" in answer:
+            return path, None, answer["error"]
+        return path, _info(answer["info"]), ""
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@contextmanager
+def _worker_processes(count: int) -> Iterator[queue.SimpleQueue[_Worker]]:
+    workers = [_Worker() for _ in range(count)]
+    free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+    for worker in workers:
+        free.put(worker)
+    try:
+        yield free
+    finally:
+        for worker in workers:
+            worker.close()

@@ -1,0 +1,360 @@
+"""Video files -> videos: what a file really holds (`probe`), and its frames (`read_video`, `read_frames`).
+
+Files are decoded with PyAV (FFmpeg), frame folders with Pillow. What a header says of length and rate is often wrong,
+so both are taken from the frames that decode. A *video on disk* is a file, or a folder that directly holds images.
+
+`python -m vqvdm.decode` reads paths (a JSON string a line) from standard input and answers each with a line of JSON:
+the workers of `vqvdm.data.index`. So nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import cast
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import Interpolation, VideoReformatter
+from numpy.typing import NDArray
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from vqvdm.errors import InputError
+
+VIDEO_SUFFIXES = frozenset({".avi", ".mp4", ".m4v", ".webm", ".mov", ".mkv", ".gif"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"})
+FOLDER_FPS = 25.0  # frame folders carry no rate; 25 is what the public loaders of Sky Time-lapse assume
+
+# Containers whose index can be trusted; AVI's cannot (packed B-frames, odd first stamps).
+_SEEKABLE = ("mp4", "matroska")
+_SEEK_FROM = 32  # nearer frames are reached as fast by decoding
+# The last flag keeps unscaled frames right: without it FFmpeg's quick path makes them up to two levels too dark.
+_RESIZE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+
+Video = NDArray[np.uint8]  # (t, h, w, 3) RGB, 0..255
+_Numbered = tuple[int, av.VideoFrame]
+
+
+class VideoError(InputError):
+    """A file that cannot be read as a video; the message is "path: reason"."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
+        return VideoError, (self.path, self.reason)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video really holds, found by decoding it.
+
+    `times` are the seconds of each frame after the first, None if frames are evenly spaced at `fps`. `start` is the
+    first frame's stamp in the file's clock (seconds). `note` tells of damage that leaves the video usable.
+    """
+
+    frames: int
+    fps: float
+    height: int
+    width: int
+    start: float = 0.0
+    times: tuple[float, ...] | None = None
+    seekable: bool = False
+    note: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """Duration, the last frame's included."""
+        return float(self.frame_times()[-1]) + 1 / self.fps
+
+    def frame_times(self) -> NDArray[np.float64]:
+        """Seconds of each frame after the first: (frames,), not decreasing."""
+        if self.times is None:
+            return np.arange(self.frames) / self.fps
+        return np.asarray(self.times, dtype=np.float64)
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Decode the video at `path` (file or frame folder) and report what it holds.
+
+    Raises VideoError if the file is missing or no frame of it decodes.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _probe_folder(path)
+    stamps: list[float | None] = []
+    damage: list[str] = []
+    height = width = 0
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        header_rate = stream.average_rate or stream.guessed_rate
+        header_frames = stream.frames
+        for frame in _decode(container, damage):
+            stamps.append(frame.time)
+            if not height:
+                height, width = _upright_size(frame)
+        name = container.format.name
+    if not stamps:
+        raise VideoError(path, "no frame decodes" + (f" ({damage[0]})" if damage else ""))
+    fps, times, trouble = _timing(stamps, float(header_rate) if header_rate else None)
+    notes = [f"{len(damage)} damaged packets ({damage[0]})"] if damage else []
+    if header_frames > len(stamps) + 1:  # off by one is common and harmless
+        notes.append(f"the header states {header_frames} frames, {len(stamps)} decode")
+    notes += [trouble] if trouble else []
+    seekable = not damage and not trouble and any(container in name for container in _SEEKABLE)
+    return VideoInfo(len(stamps), fps, height, width, stamps[0] or 0.0, times, seekable, "; ".join(notes))
+
+
+def read_video(path: str | Path, start: int = 0, count: int | None = None, stride: int = 1) -> Video:
+    """Frames start, start + stride, ... of the video at `path`, uint8 (t, h, w, 3) RGB.
+
+    `count` is the number of frames returned, None all that follow. Raises VideoError if the file cannot be read or
+    holds fewer frames.
+    """
+    path = Path(path)
+    if start < 0 or stride < 1 or (count is not None and count < 1):
+        raise InputError(f"start {start}, count {count}, stride {stride}: start must be >= 0, count and stride >= 1")
+    if count is None:
+        count = max(0, -(-(probe(path).frames - start) // stride))
+        if count == 0:
+            raise VideoError(path, f"has no frame {start}")
+    return read_frames(path, [start + k * stride for k in range(count)])
+
+
+def read_frames(
+    path: str | Path, indices: Sequence[int], info: VideoInfo | None = None, short_side: int | None = None
+) -> Video:
+    """The frames at `indices` (not decreasing, repeats allowed), uint8 (t, h, w, 3) RGB.
+
+    `info` (from `probe`) lets a distant start be sought where the container allows it. With `short_side` (pixels) every
+    frame is resized, antialiased, to that short side, the other in proportion. Raises VideoError as `read_video`.
+    """
+    path = Path(path)
+    assert len(indices) > 0 <= indices[0], indices
+    assert all(a <= b for a, b in pairwise(indices)), indices
+    if path.is_dir():
+        return _read_folder(path, indices, short_side)
+    found: list[Video] = []
+    if info is not None and info.seekable and indices[0] > _SEEK_FROM:
+        found = _collect(_sought(path, info, indices[0]), indices, short_side)
+    if len(found) < len(indices):
+        found = _collect(_sequence(path), indices, short_side)
+    if len(found) < len(indices):
+        raise VideoError(path, f"frame {indices[len(found)]} does not decode")
+    return np.stack(found)  # (t, h, w, 3)
+
+
+def frame_images(folder: str | Path) -> list[Path]:
+    """The images directly in `folder`, in the order of the last integer in each name (numbers start anywhere)."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES]
+    return [Path(folder, name) for name in sorted(names, key=_frame_key) if not name.startswith(".")]
+
+
+def _frame_key(name: str) -> tuple[int, str]:
+    numbers = re.findall(r"\d+", os.path.splitext(name)[0])
+    return (int(numbers[-1]) if numbers else -1, name)
+
+
+def _open(path: Path) -> InputContainer:
+    if not path.is_file():
+        raise VideoError(path, "no such file")
+    if path.stat().st_size == 0:
+        raise VideoError(path, "the file is empty")
+    try:
+        # Names and comments in old files are often not UTF-8; they must not keep the pictures from being read.
+        container = cast(InputContainer, av.open(str(path), metadata_errors="ignore"))
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(path, f"not a readable video ({_reason(error)})") from error
+    if not container.streams.video:
+        container.close()
+        raise VideoError(path, "holds no video stream")
+    return container
+
+
+def _reason(error: BaseException) -> str:
+    known = isinstance(error, (av.FFmpegError, OSError)) and error.strerror
+    return known or str(error)
+
+
+def _decode(container: InputContainer, damage: list[str]) -> Iterator[av.VideoFrame]:
+    """All frames in the order shown; packets that do not decode are noted in `damage` and passed over."""
+    packets = container.demux(container.streams.video[0])
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:  # the container breaks off: what came before is good
+            damage.append(_reason(error))
+            packet = None
+        if packet is None:
+            return
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            damage.append(_reason(error))
+            continue
+        yield from cast("list[av.VideoFrame]", frames)
+
+
+def _timing(stamps: Sequence[float | None], header: float | None) -> tuple[float, tuple[float, ...] | None, str]:
+    """(frames per second, uneven times or None, what is wrong with the stamps) of one video."""
+    known = [stamp for stamp in stamps if stamp is not None]
+    steps = [b - a for a, b in pairwise(known)]
+    if len(known) < len(stamps) or any(step <= 0 for step in steps):
+        forward = [step for step in steps if step > 0]
+        fps = 1 / statistics.median(forward) if forward else header or FOLDER_FPS
+        return fps, None, "time stamps are missing" if len(known) < len(stamps) else "time stamps go backwards"
+    times = [stamp - known[0] for stamp in known]
+    measured = (len(times) - 1) / times[-1] if len(times) > 1 else None
+    # The header's rate is the exact fraction, where the stamps agree with it; stamps are rounded (WebM: to 1 ms).
+    for rate in (header, measured):
+        if rate and all(abs(time - k / rate) <= 0.25 / rate for k, time in enumerate(times)):
+            return rate, None, ""
+    return measured or FOLDER_FPS, tuple(round(time, 6) for time in times), ""
+
+
+def _sequence(path: Path) -> Iterator[_Numbered]:
+    with _open(path) as container:
+        yield from enumerate(_decode(container, []))
+
+
+def _sought(path: Path, info: VideoInfo, first: int) -> Iterator[_Numbered]:
+    """Numbered frames from a key frame at or before `first`; each number is found from the frame's time stamp."""
+    times = info.frame_times()
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        assert stream.time_base is not None
+        try:
+            container.seek(int((info.start + times[first]) / stream.time_base), stream=stream)
+        except av.FFmpegError:
+            return
+        damage: list[str] = []
+        for frame in _decode(container, damage):
+            if frame.time is None or damage:
+                return
+            yield int(np.abs(times - (frame.time - info.start)).argmin()), frame
+
+
+def _collect(frames: Iterator[_Numbered], indices: Sequence[int], short_side: int | None) -> list[Video]:
+    """RGB images of the frames numbered `indices`; fewer if the frames end, or begin too late."""
+    found: list[Video] = []
+    reformatter = VideoReformatter()
+    size: tuple[int, int] | None = None
+    for number, frame in frames:
+        if number > indices[len(found)]:  # a seek went past it
+            return []
+        if number < indices[len(found)]:
+            continue
+        size = size or _target_size(*_upright_size(frame), short_side)
+        image = _to_rgb(reformatter, frame, size)
+        while len(found) < len(indices) and indices[len(found)] == number:
+            found.append(image)
+        if len(found) == len(indices):
+            return found
+    return found
+
+
+def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(height, width) as shown: phones store portrait videos lying down, with a rotation beside them."""
+    return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
+
+
+def _target_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    if short_side is None:
+        return height, width
+    scale = short_side / min(height, width)
+    return max(short_side, round(height * scale)), max(short_side, round(width * scale))
+
+
+def _to_rgb(reformatter: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int]) -> Video:
+    turned = frame.rotation % 180 != 0
+    height, width = size[::-1] if turned else size
+    # swscale widens its filter when shrinking, so this is antialiased. threads=1: loaders run in parallel.
+    rgb = reformatter.reformat(frame, width=width, height=height, format="rgb24", interpolation=_RESIZE, threads=1)
+    image = cast(Video, rgb.to_ndarray())  # (h, w, 3)
+    turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def _probe_folder(folder: Path) -> VideoInfo:
+    """Headers only: a data set of frames has millions of them. Every image must be there and of one size."""
+    images = frame_images(folder)
+    if not images:
+        raise VideoError(folder, f"holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    sizes: dict[tuple[int, int], str] = {}
+    cut = 0
+    for path in images:
+        try:
+            with Image.open(path) as image:
+                sizes.setdefault(image.size, path.name)
+                cut += image.format == "JPEG" and not _jpeg_ends(path)
+        except (OSError, SyntaxError) as error:
+            raise VideoError(folder, f"{path.name} is not a readable image ({_short(error)})") from error
+    if len(sizes) > 1:
+        found = ", ".join(f"{w}x{h} ({name})" for (w, h), name in sizes.items())
+        raise VideoError(folder, f"images of different sizes: {found}")
+    (width, height), *_ = sizes
+    return VideoInfo(len(images), FOLDER_FPS, height, width, note=f"{cut} images are cut short" if cut else "")
+
+
+def _short(error: BaseException) -> str:
+    return "unknown image format" if isinstance(error, UnidentifiedImageError) else _reason(error)
+
+
+def _jpeg_ends(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-min(64, path.stat().st_size), os.SEEK_END)
+        return b"\xff\xd9" in file.read()
+
+
+def _read_folder(folder: Path, indices: Sequence[int], short_side: int | None) -> Video:
+    paths = frame_images(folder)
+    if indices[-1] >= len(paths):
+        raise VideoError(folder, f"frame {indices[-1]} was asked, it holds {len(paths)}")
+    images = {index: _read_image(paths[index], short_side) for index in dict.fromkeys(indices)}
+    if len({image.shape for image in images.values()}) > 1:
+        raise VideoError(folder, "images of different sizes")
+    return np.stack([images[index] for index in indices])  # (t, h, w, 3)
+
+
+def _read_image(path: Path, short_side: int | None) -> Video:
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    vars(ImageFile)["LOAD_TRUNCATED_IMAGES"] = True  # a frame cut short still shows its upper part
+    try:
+        with Image.open(path) as image:
+            height, width = _target_size(image.height, image.width, short_side)
+            # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is still large enough; half the time, the same to 52 dB.
+            image.draft("RGB", (width, height))
+            rgb = image.convert("RGB")
+    except (OSError, SyntaxError) as error:
+        raise VideoError(path, f"not a readable image ({_short(error)})") from error
+    finally:
+        vars(ImageFile)["LOAD_TRUNCATED_IMAGES"] = before
+    if rgb.size != (width, height):
+        rgb = rgb.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(rgb)
+
+
+def _serve() -> None:
+    warnings.simplefilter("ignore")  # Pillow's remarks on odd images would fill the terminal
+    for line in sys.stdin:
+        try:
+            answer = {"info": asdict(probe(json.loads(line)))}
+        except VideoError as error:
+            answer = {"error": error.reason}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,1 @@
+"""`vqvdm demo`: from nothing to a page of generated videos."""

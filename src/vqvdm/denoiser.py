@@ -1,0 +1,264 @@
+"""Stage 2's network: a U-Net over the latent grid whose blocks are 3D residual block, spatial attention, temporal attention.
+
+Noise level, class and frame rate are embedded, added, and enter every residual block as scale and shift (Dhariwal and
+Nichol 2021, section 3). Only height and width are down-sampled. With `in_channels=3` and more levels the same network
+works on pixels and is the VDM baseline (Ho et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vqvdm.errors import InputError
+
+
+def _groups(channels: int) -> int:
+    return math.gcd(channels, 32)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3D convolutions; the condition scales and shifts between them. The second one starts at zero."""
+
+    def __init__(self, channels: int, out_channels: int, condition: int, kernel: tuple[int, int, int]) -> None:
+        super().__init__()
+        padding = tuple(k // 2 for k in kernel)
+        self.norm1 = nn.GroupNorm(_groups(channels), channels)
+        self.conv1 = nn.Conv3d(channels, out_channels, kernel, padding=padding)
+        self.condition = nn.Linear(condition, 2 * out_channels)
+        self.norm2 = nn.GroupNorm(_groups(out_channels), out_channels)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, kernel, padding=padding)
+        self.skip = nn.Conv3d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (b, c, t, h, w), (b, e) -> (b, c', t, h, w)
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.condition(F.silu(condition))[:, :, None, None, None].chunk(2, dim=1)
+        h = self.norm2(h) * (1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(h))
+
+
+class Attention(nn.Module):
+    """Self-attention within each frame ("space") or along time at each place ("time"), added to its input.
+
+    Along time, queries and keys are rotated by their frame number (RoPE, Su et al. 2021, eq. 15), so any length works.
+    In space, the zero padding of the convolutions tells positions apart.
+    """
+
+    def __init__(self, channels: int, head_dim: int, axis: str) -> None:
+        super().__init__()
+        self.axis, self.heads = axis, max(channels // head_dim, 1)
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
+        b, _, t, h, w = x.shape
+        # Linear layers see contiguous (b, t, h, w, c): on (n, few, c) slices they fall to slow paths.
+        tokens = x.permute(0, 2, 3, 4, 1)  # a view where x is channels-last
+        qkv = self.qkv(self.norm(tokens))
+        if self.axis == "space":
+            q, k, v = rearrange(qkv, "b t h w (three n d) -> three (b t) n (h w) d", three=3, n=self.heads)
+            out = F.scaled_dot_product_attention(q, k, v)
+            out = rearrange(out, "(b t) n (h w) d -> b t h w (n d)", b=b, h=h)
+        else:
+            q, k, v = rearrange(qkv, "b t h w (three n d) -> three (b h w) n t d", three=3, n=self.heads)
+            angles = _rotary_angles(t, q.shape[-1], q.device)
+            out = F.scaled_dot_product_attention(_rotate(q, angles), _rotate(k, angles), v)
+            out = rearrange(out, "(b h w) n t d -> b t h w (n d)", b=b, h=h)
+        return x + self.out(out.contiguous()).permute(0, 4, 1, 2, 3)
+
+
+def _rotary_angles(length: int, dim: int, device: torch.device) -> Tensor:
+    """m * theta_i of RoPE: (length, dim // 2)."""
+    theta = 100.0 ** (-torch.arange(0, dim, 2, device=device)[: dim // 2] / dim)
+    return torch.arange(length, device=device)[:, None] * theta
+
+
+def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + d/2}) of (..., length, d) by `angles` (length, d/2)."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class Block(nn.Module):
+    """3D residual block, spatial attention, temporal attention."""
+
+    def __init__(
+        self, channels: int, out: int, condition: int, kernel: tuple[int, int, int], head_dim: int, attention: bool
+    ) -> None:
+        super().__init__()
+        self.residual = ResidualBlock(channels, out, condition, kernel)
+        self.space = Attention(out, head_dim, "space") if attention else nn.Identity()
+        self.time = Attention(out, head_dim, "time")
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (b, c, t, h, w), (b, e) -> (b, out, t, h, w)
+        return self.time(self.space(self.residual(x, condition)))
+
+
+class Level(NamedTuple):
+    """Width of one resolution, and whether its frames attend within themselves."""
+
+    channels: int
+    attention: bool
+
+
+class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
+    """Predicts noise, velocity or clean latents from noisy ones (what, is the objective's business)."""
+
+    _supports_gradient_checkpointing = True
+    _repeated_blocks = ["Block"]
+    _skip_layerwise_casting_patterns = ["norm", "embed"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        channels: tuple[int, ...] = (128, 256, 384),
+        blocks: int = 2,
+        num_classes: int = 0,
+        head_dim: int = 64,
+        kernel: tuple[int, int, int] = (3, 3, 3),
+        spatial_attention: tuple[bool, ...] | None = None,
+    ) -> None:
+        """Build an untrained denoiser; its output starts at zero.
+
+        Args:
+            in_channels: channels of the latents (3 for pixels).
+            channels: width of each level, finest first; height and width halve between levels.
+            blocks: blocks per level on the way down; one more on the way up.
+            num_classes: 0 builds an unconditional model.
+            head_dim: channels of an attention head.
+            kernel: of the residual blocks' convolutions, (t, h, w), odd.
+            spatial_attention: for each level, whether frames attend within themselves; None means all.
+
+        Raises:
+            InputError: settings that contradict each other.
+        """
+        super().__init__()
+        channels, kernel = tuple(channels), tuple(kernel)
+        attention = (True,) * len(channels) if spatial_attention is None else tuple(spatial_attention)
+        if len(attention) != len(channels):
+            raise InputError(f"spatial_attention {attention} must have one entry for each of the levels {channels}")
+        levels = [Level(width, attend) for width, attend in zip(channels, attention)]
+        width, condition = channels[0], 4 * channels[0]
+        self.time_embed = TimestepEmbedding(width, condition)
+        self.fps_embed = TimestepEmbedding(width, condition)
+        self.class_embed = nn.Embedding(num_classes + 1, condition) if num_classes else None  # the last one is "no class"
+
+        def block(fan_in: int, level: Level) -> Block:
+            return Block(fan_in, level.channels, condition, kernel, head_dim, level.attention)
+
+        self.stem = nn.Conv3d(in_channels, width, 3, padding=1)
+        self.down, self.downsample, skips = _downward(levels, blocks, block)
+        self.middle = nn.ModuleList([block(channels[-1], Level(channels[-1], True)) for _ in range(2)])
+        self.up, self.upsample = _upward(levels, blocks, skips, block)
+        self.norm = nn.GroupNorm(_groups(width), width)
+        self.head = nn.Conv3d(width, in_channels, 3, padding=1)
+        self.gradient_checkpointing = False
+        self.apply(_initialise)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, noisy_latents: Tensor, timestep: Tensor | float, class_labels: Tensor | None, fps: Tensor) -> Tensor:
+        """Denoise.
+
+        Args:
+            noisy_latents: (b, c, t, h, w); h and w divisible by 2 ** (levels - 1).
+            timestep: (b,) or a scalar, 0 (clean) to 1000 (noise), whole or not.
+            class_labels: int64 (b,), 0..num_classes; num_classes, or None for all, means no class.
+            fps: float (b,) frames per second of the clip.
+
+        Returns:
+            (b, c, t, h, w) in the dtype of the latents.
+        """
+        b = noisy_latents.shape[0]
+        condition = self.embed_condition(torch.as_tensor(timestep, device=noisy_latents.device).expand(b), class_labels, fps)
+        x = self.stem(noisy_latents)
+        skips = [x]
+        for level, blocks in enumerate(self.down):
+            for block in blocks:
+                x = self._call(block, x, condition)
+                skips.append(x)
+            if level < len(self.downsample):
+                x = self.downsample[level](x)
+                skips.append(x)
+        for block in self.middle:
+            x = self._call(block, x, condition)
+        for level, blocks in enumerate(self.up):
+            for block in blocks:
+                x = self._call(block, torch.cat([x, skips.pop()], dim=1), condition)
+            if level < len(self.upsample):
+                x = self.upsample[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
+        return self.head(F.silu(self.norm(x)))
+
+    def embed_condition(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
+        """The vectors (b, e) that condition every residual block: noise level, class and frame rate together."""
+        width, dtype = self.config.channels[0], self.dtype
+        embedded = self.time_embed(get_timestep_embedding(timestep, width, flip_sin_to_cos=True).to(dtype))
+        # Equal ratios of frame rates are equal distances: 100 of the sinusoid's units for a doubling.
+        octaves = 100.0 * torch.log2(fps.float().clamp(min=1e-3))
+        embedded = embedded + self.fps_embed(get_timestep_embedding(octaves, width, flip_sin_to_cos=True).to(dtype))
+        if self.class_embed is not None:
+            if class_labels is None:
+                class_labels = torch.full_like(timestep, self.config.num_classes, dtype=torch.int64)
+            embedded = embedded + self.class_embed(class_labels)
+        return embedded
+
+    def _call(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, x, condition, use_reentrant=False)
+        return block(x, condition)
+
+
+def _downward(levels: Sequence[Level], blocks: int, block) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
+    """Blocks and down-samplings from fine to coarse, and the width of every skip connection."""
+    down, downsample, skips, width = nn.ModuleList(), nn.ModuleList(), [levels[0].channels], levels[0].channels
+    for number, level in enumerate(levels):
+        down.append(nn.ModuleList([block(width if i == 0 else level.channels, level) for i in range(blocks)]))
+        skips += [level.channels] * blocks
+        width = level.channels
+        if number < len(levels) - 1:
+            downsample.append(nn.Conv3d(width, width, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)))
+            skips.append(width)
+    return down, downsample, skips
+
+
+def _upward(levels: Sequence[Level], blocks: int, skips: list[int], block) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """Blocks and up-samplings from coarse to fine; takes the skips back in reverse."""
+    up, upsample, width = nn.ModuleList(), nn.ModuleList(), levels[-1].channels
+    skips = list(skips)
+    for number, level in reversed(list(enumerate(levels))):
+        stage = nn.ModuleList()
+        for _ in range(blocks + 1):
+            stage.append(block(width + skips.pop(), level))
+            width = level.channels
+        up.append(stage)
+        if number > 0:
+            upsample.append(nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1)))
+    return up, upsample
+
+
+def _initialise(module: nn.Module) -> None:
+    """Residual branches begin as the identity."""
+    if isinstance(module, ResidualBlock):
+        nn.init.zeros_(module.conv2.weight)
+        nn.init.zeros_(module.conv2.bias)
+    elif isinstance(module, Attention):
+        nn.init.zeros_(module.out.weight)
+        nn.init.zeros_(module.out.bias)
+    elif isinstance(module, nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+
+
+VideoDenoiser.__module__ = "vqvdm"  # what saved pipelines record: the door, so that files may move behind it

@@ -1,0 +1,178 @@
+"""The diffusion objective: noise, target and weight. No network and no loop; schedulers state the same noise for sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import diffusers
+import torch
+from diffusers import SchedulerMixin
+from torch import Tensor
+
+from vqvdm.errors import InputError
+
+TIMESTEPS = 1000  # the networks' clock: 0 is clean, 1000 is noise
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (noisy (b, c, t, h, w), timestep (b,)) -> prediction, same shape
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the denoiser learns to predict, at which noise levels, and how the levels are weighted.
+
+    prediction: "epsilon" (Ho et al. 2020), "v_prediction" (Salimans and Ho 2022), "sample" (x0), or "flow": rectified
+        flow's velocity along the straight path from clean to noise (Liu et al. 2022).
+    schedule: of the discrete kinds; flow has none.
+    zero_terminal_snr: let the last level be pure noise (Lin et al. 2023); impossible with epsilon.
+    min_snr_gamma: clips the weight at that signal-to-noise ratio (Hang et al. 2023); not for flow.
+    times: how noise levels are drawn, "logit_normal" being denser in the middle (Esser et al. 2024, section 3.1).
+    shift: flow only, moves levels towards noise (Esser et al. 2024, eq. 23); also used in sampling.
+    """
+
+    prediction: Literal["epsilon", "v_prediction", "sample", "flow"] = "flow"
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    zero_terminal_snr: bool = True
+    min_snr_gamma: float | None = None
+    times: Literal["uniform", "logit_normal"] = "logit_normal"
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.prediction == "epsilon" and self.zero_terminal_snr:
+            raise InputError(
+                "diffusion.prediction epsilon cannot go with diffusion.zero_terminal_snr true: at pure noise the noise "
+                "says nothing of the clip. Take v_prediction, sample or flow, or set zero_terminal_snr to false"
+            )
+        if self.prediction == "flow" and self.min_snr_gamma is not None:
+            raise InputError("diffusion.min_snr_gamma is for discrete schedules; with prediction flow leave it null")
+        if self.shift <= 0:
+            raise InputError(f"diffusion.shift must be positive, not {self.shift}")
+
+    # --- training -----------------------------------------------------------------------------------------------
+
+    def loss(self, denoise: Denoise, latents: Tensor, noise: Tensor, uniform: Tensor) -> Tensor:
+        """Weighted squared error of each sample.
+
+        Args:
+            denoise: the network with its conditions bound.
+            latents: x0, (b, c, t, h, w), normalised.
+            noise: standard normal, same shape.
+            uniform: (b,) in 0..1, from which noise levels are drawn.
+
+        Returns:
+            (b,) float32.
+        """
+        alpha, sigma, timestep = self.levels(uniform)
+        a, s = (level.view(-1, 1, 1, 1, 1) for level in (alpha, sigma))
+        x0, eps = latents, noise
+        target = {
+            "epsilon": lambda: eps,
+            "v_prediction": lambda: a * eps - s * x0,
+            "sample": lambda: x0,
+            "flow": lambda: eps - x0,
+        }[self.prediction]()
+        error = denoise(a * x0 + s * eps, timestep).float() - target.float()
+        return self.weight(alpha, sigma) * error.square().flatten(1).mean(1)
+
+    def levels(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Signal and noise factors and the network's timestep, (b,) each, for `uniform` (b,) in 0..1."""
+        u = uniform.double().clamp(1e-6, 1 - 1e-6)
+        if self.times == "logit_normal":
+            u = torch.sigmoid(math.sqrt(2) * torch.erfinv(2 * u - 1))  # standard normal through the logistic function
+        if self.prediction == "flow":
+            sigma = self.shift * u / (1 + (self.shift - 1) * u)
+            return (1 - sigma).float(), sigma.float(), (TIMESTEPS * sigma).float()
+        timestep = (u * TIMESTEPS).long().clamp(max=TIMESTEPS - 1)
+        alpha_bar = self.alphas_cumprod.to(uniform.device)[timestep]
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), timestep
+
+    def weight(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Min-SNR's weight of the squared error, (b,); 1 without `min_snr_gamma`."""
+        if self.min_snr_gamma is None:
+            return torch.ones_like(alpha)
+        snr = (alpha / sigma).square()
+        clipped = snr.clamp(max=self.min_snr_gamma)
+        # Hang et al. 2023, section 3.4: min(snr, gamma) on x0, divided by what turns another error into one of x0
+        return {"sample": clipped, "epsilon": clipped / snr, "v_prediction": clipped / (snr + 1)}[self.prediction]
+
+    @cached_property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha-bar of the discrete schedule, (1000,), exactly as the schedulers have it."""
+        return diffusers.DDPMScheduler(**self._discrete()).alphas_cumprod
+
+    # --- sampling -----------------------------------------------------------------------------------------------
+
+    def _discrete(self) -> dict[str, Any]:
+        betas = {"cosine": "squaredcos_cap_v2"}.get(self.schedule, self.schedule)
+        return {
+            "num_train_timesteps": TIMESTEPS,
+            "beta_schedule": betas,
+            "rescale_betas_zero_snr": self.zero_terminal_snr,
+            "prediction_type": self.prediction,
+            "timestep_spacing": "trailing",  # starts at the last level, as zero terminal SNR demands
+        }
+
+    def make_scheduler(self, name: str = "dpm++") -> SchedulerMixin:
+        """A diffusers scheduler that walks the noise levels of training.
+
+        Args:
+            name: "dpm++" (DPM-Solver++ 2M), "unipc", "euler", "heun" (flow only), "ddim" or "ddpm" (discrete only).
+        """
+        makers = self._flow_schedulers() if self.prediction == "flow" else self._discrete_schedulers()
+        if name not in makers:
+            raise InputError(f"no scheduler {name!r} for prediction {self.prediction}; there are {', '.join(makers)}")
+        return makers[name]()
+
+    def _flow_schedulers(self) -> dict[str, Callable[[], SchedulerMixin]]:
+        flow = {
+            "num_train_timesteps": TIMESTEPS,
+            "use_flow_sigmas": True,
+            "flow_shift": self.shift,
+            "prediction_type": "flow_prediction",
+        }
+        return {
+            "dpm++": lambda: diffusers.DPMSolverMultistepScheduler(**flow, solver_order=2),
+            "unipc": lambda: diffusers.UniPCMultistepScheduler(**flow, solver_order=2),
+            "euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(TIMESTEPS, shift=self.shift),
+            "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(TIMESTEPS, shift=self.shift),
+        }
+
+    def _discrete_schedulers(self) -> dict[str, Callable[[], SchedulerMixin]]:
+        common = self._discrete()
+        return {
+            "dpm++": lambda: diffusers.DPMSolverMultistepScheduler(**common, solver_order=2),
+            "unipc": lambda: diffusers.UniPCMultistepScheduler(**common, solver_order=2),
+            "euler": lambda: diffusers.EulerDiscreteScheduler(**common),
+            "ddim": lambda: diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True),
+            "ddpm": lambda: diffusers.DDPMScheduler(**common, clip_sample=False),
+        }
+
+
+ConditionalDenoise = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+
+
+def guided(
+    denoise: ConditionalDenoise, null_label: int, scale: float, interval: tuple[float, float] = (0.0, 1.0)
+) -> ConditionalDenoise:
+    """Classifier-free guidance (Ho and Salimans 2021, eq. 6) around a denoiser, both passes in one batch.
+
+    Args:
+        denoise: (noisy (b, c, t, h, w), timestep, class_labels (b,), fps (b,)) -> prediction.
+        null_label: the label that means no class.
+        scale: 1 is the plain conditional prediction and costs one pass.
+        interval: part of the network's clock, 0 clean to 1 noise, in which to guide (Kynkäänniemi et al. 2024).
+    """
+
+    def denoise_guided(noisy: Tensor, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
+        clock = float(torch.as_tensor(timestep).float().mean()) / TIMESTEPS
+        if scale == 1 or class_labels is None or not interval[0] <= clock <= interval[1]:
+            return denoise(noisy, timestep, class_labels, fps)
+        labels = torch.cat([class_labels, torch.full_like(class_labels, null_label)])
+        both = denoise(torch.cat([noisy, noisy]), timestep, labels, torch.cat([fps, fps]))
+        conditional, unconditional = both.chunk(2)
+        return unconditional + scale * (conditional - unconditional)
+
+    return denoise_guided

@@ -1,0 +1,11 @@
+"""The one exception that means: the user's input is at fault, and the message says how to mend it."""
+
+from __future__ import annotations
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave.
+
+    The message names the file or field, the value found and what would be right. The command line prints it alone,
+    without a traceback, and ends with status 2; from Python it is an ordinary `ValueError`.
+    """

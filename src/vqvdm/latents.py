@@ -1,0 +1,320 @@
+"""The latent cache: every clip encoded once, then read as a data set.
+
+A cache is a folder of safetensors shards and an `index.json` that says which tokenizer and which data made it. Each
+video contributes `windows` clips and, if asked, the mirror image of each; the position of an entry follows from the
+video, the window and the flip, so that nothing but numbers is stored.
+
+Latents are kept as float16 unless asked otherwise. They are normalised (deviation 1), so rounding moves them by about
+2e-4, far below the smallest noise the denoiser is trained with, and the files and the page cache shrink by half.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from vqvdm.errors import InputError
+
+INDEX = "index.json"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DTYPES = {"float16": torch.float16, "float32": torch.float32}
+
+StorageType = Literal["float16", "float32"]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which clips go into which shard. A pair is one decoded clip: (video, window)."""
+
+    videos: int
+    windows: int
+    flips: bool
+    shard_size: int  # entries per file, as asked
+
+    @property
+    def copies(self) -> int:
+        """Entries per pair: the clip and, with flips, its mirror image."""
+        return 2 if self.flips else 1
+
+    @property
+    def pairs(self) -> int:
+        return self.videos * self.windows
+
+    @property
+    def pairs_per_shard(self) -> int:
+        return max(1, self.shard_size // self.copies)
+
+    @property
+    def shards(self) -> int:
+        return math.ceil(self.pairs / self.pairs_per_shard)
+
+    def shard_pairs(self, shard: int) -> list[tuple[int, int]]:
+        """The (video, window) pairs of one file, in order."""
+        first = shard * self.pairs_per_shard
+        last = min(first + self.pairs_per_shard, self.pairs)
+        return [divmod(pair, self.windows) for pair in range(first, last)]
+
+
+def shard_name(shard: int) -> str:
+    """File name of the shard of this number, from 0."""
+    return f"shard-{shard:05d}.safetensors"
+
+
+def write_latents(
+    tokenizer: Any,
+    dataset: Dataset,
+    folder: str | os.PathLike[str],
+    *,
+    windows: int = 1,
+    flips: bool = False,
+    batch_size: int = 16,
+    shard_size: int = 1024,
+    data: Mapping[str, Any] | None = None,
+    dtype: StorageType = "float16",
+    workers: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Encode a data set into a latent cache and return its folder.
+
+    Called again after an interruption it keeps every complete shard and goes on with the next; called again on a
+    complete cache it does nothing. A cache of another tokenizer, data recipe or shape is replaced.
+
+    Args:
+        tokenizer: a `VideoTokenizer`; `encode(clip (b, c, t, h, w))` gives normalised latents, `fingerprint()` its key.
+        dataset: map-style data set of clips with `classes`; `dataset[(index, draw)]` gives a dict of `clip`,
+            `class_label` and `fps`. Window w of a video is its draw w.
+        folder: where the cache goes; made if absent.
+        windows: clips taken from each video.
+        flips: also store the mirror image of each clip (left and right exchanged).
+        batch_size: clips encoded at a time.
+        shard_size: entries per file.
+        data: JSON-able description of the data, kept in the index and compared when resuming.
+        dtype: storage type, "float16" or "float32".
+        workers: loader processes; 0 loads in this process.
+        device: where to encode; the tokenizer's own device by default.
+        progress: show a progress bar with the remaining time.
+
+    Raises:
+        InputError: the data set is empty, a number is out of range, or the disk has no room.
+    """
+    folder = Path(folder)
+    plan = _Plan(len(dataset), windows, flips, shard_size)  # type: ignore[arg-type]
+    _check_plan(plan, batch_size, dtype)
+    example = dataset[(0, 0)]
+    clip = example["clip"]
+    device = torch.device(device) if device is not None else tokenizer.device
+    tokenizer = tokenizer.to(device).eval()
+    index = {
+        "format": 1,
+        "tokenizer": tokenizer.fingerprint(),
+        "data": json.loads(json.dumps(data or {})),
+        "classes": list(dataset.classes),  # type: ignore[attr-defined]
+        "clip_shape": list(clip.shape),
+        "latent_shape": list(tokenizer.latent_shape(*clip.shape[1:])),
+        "dtype": dtype,
+        "videos": plan.videos,
+        "windows": windows,
+        "flips": flips,
+        "shard_size": shard_size,
+        "shards": plan.shards,
+    }
+    todo = _prepare(folder, index, plan)
+    if todo:
+        _check_room(folder, index, plan, todo)
+        batches = _encoded(tokenizer, dataset, plan, todo, batch_size, workers, device)
+        entries = sum(len(plan.shard_pairs(shard)) for shard in todo)
+        with tqdm(total=entries, desc="encoding", unit="clip", disable=not progress) as bar:
+            _write_shards(folder, plan, todo, batches, _DTYPES[dtype], bar)
+    _write_atomically(folder / INDEX, json.dumps({**index, "complete": True}, indent=2).encode())
+    return folder
+
+
+def _check_plan(plan: _Plan, batch_size: int, dtype: str) -> None:
+    if plan.videos < 1:
+        raise InputError("the data set has no clips to encode")
+    for name, number in (("windows", plan.windows), ("batch", batch_size), ("shard", plan.shard_size)):
+        if number < 1:
+            raise InputError(f"latents.{name} must be at least 1, not {number}")
+    if dtype not in _DTYPES:
+        raise InputError(f"latents are stored as float16 or float32, not {dtype!r}")
+
+
+def _prepare(folder: Path, index: Mapping[str, Any], plan: _Plan) -> list[int]:
+    """Make the folder fit for this cache; the numbers of the shards still to be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in folder.glob("*.tmp"):  # of a writer that was killed
+        part.unlink(missing_ok=True)
+    found = _read_index(folder)
+    same = found is not None and {**found, "complete": False} == {**index, "complete": False}
+    if not same:
+        for stale in [folder / INDEX, *folder.glob("shard-*.safetensors")]:
+            stale.unlink(missing_ok=True)
+        _write_atomically(folder / INDEX, json.dumps({**index, "complete": False}, indent=2).encode())
+    return [shard for shard in range(plan.shards) if not (folder / shard_name(shard)).exists()]
+
+
+def _check_room(folder: Path, index: Mapping[str, Any], plan: _Plan, todo: Sequence[int]) -> None:
+    entries = plan.copies * sum(len(plan.shard_pairs(shard)) for shard in todo)
+    size = entries * (math.prod(index["latent_shape"]) * _DTYPES[index["dtype"]].itemsize + 12)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise InputError(f"{folder}: the latents need {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left")
+
+
+@torch.inference_mode()
+def _encoded(
+    tokenizer: Any,
+    dataset: Dataset,
+    plan: _Plan,
+    todo: Sequence[int],
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+) -> Iterator[dict[str, Tensor]]:
+    """Encoded batches of the shards to do, in order; no batch reaches from one shard into the next."""
+    batches = []
+    for shard in todo:
+        pairs = plan.shard_pairs(shard)
+        batches += [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
+    for batch in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
+        clip = batch["clip"].to(device, tokenizer.dtype)  # (b, c, t, h, w)
+        views = [clip, clip.flip(-1)] if plan.flips else [clip]
+        latents = torch.stack([tokenizer.encode(view) for view in views], dim=1)  # (b, copies, c, t, h, w)
+        yield {
+            "latents": latents.flatten(0, 1).cpu(),
+            "class_label": batch["class_label"].repeat_interleave(plan.copies),
+            "fps": batch["fps"].float().repeat_interleave(plan.copies),
+        }
+
+
+def _write_shards(
+    folder: Path,
+    plan: _Plan,
+    todo: Sequence[int],
+    batches: Iterator[dict[str, Tensor]],
+    dtype: torch.dtype,
+    bar: tqdm,
+) -> None:
+    for shard in todo:
+        entries = plan.copies * len(plan.shard_pairs(shard))
+        parts: list[dict[str, Tensor]] = []
+        while sum(len(part["fps"]) for part in parts) < entries:
+            part = next(batches)
+            part["latents"] = part["latents"].to(dtype)
+            parts.append(part)
+            bar.update(len(part["fps"]) // plan.copies)
+        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+        _write_atomically(folder / shard_name(shard), save(tensors))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the whole new one, never a part."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in _NO_ROOM:
+            raise InputError(f"no room on the disk for {path} ({len(content) / 1e6:.1f} MB)") from error
+        raise
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    path = folder / INDEX
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged ({error}); delete the folder and encode again") from error
+
+
+class LatentCache(Dataset):
+    """A latent cache as a data set.
+
+    `cache[index]` or `cache[(index, draw)]` is a dict of `latents` float32 (c, t, h, w), `class_label` int64 and `fps`
+    float32. `draw` picks one of the stored windows and flips of video `index`, counting round; without it the first.
+    The shards are mapped into memory, each opened once per process; a cache can be sent to loader workers.
+
+    Attributes:
+        classes: names of the classes, empty if the data has none.
+        latent_shape: (c, t, h, w) of one entry.
+        variants: entries per video, `windows` times 2 with flips.
+        index: the whole of `index.json`.
+
+    Raises:
+        InputError: no cache in the folder, an unfinished one, a missing shard, or one of another tokenizer.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], fingerprint: str | None = None) -> None:
+        self.folder = Path(folder)
+        found = _read_index(self.folder)
+        if found is None:
+            raise InputError(f"{self.folder} holds no latent cache ({INDEX} is missing); write one with `vqvdm encode`")
+        if not found["complete"]:
+            raise InputError(f"the latent cache {self.folder} is unfinished; run `vqvdm encode` again to complete it")
+        if fingerprint is not None and found["tokenizer"] != fingerprint:
+            raise InputError(
+                f"the latent cache {self.folder} was written by tokenizer {found['tokenizer']}, "
+                f"the tokenizer in use is {fingerprint}; run `vqvdm encode` again"
+            )
+        self.index: dict[str, Any] = found
+        self.classes: tuple[str, ...] = tuple(found["classes"])
+        self.latent_shape: tuple[int, ...] = tuple(found["latent_shape"])
+        self._plan = _Plan(found["videos"], found["windows"], found["flips"], found["shard_size"])
+        self.variants: int = self._plan.windows * self._plan.copies
+        self._open: dict[tuple[int, int], Any] = {}
+        self.class_labels, self.fps = self._read_labels()
+
+    def _read_labels(self) -> tuple[Tensor, Tensor]:
+        """Class label and frame rate of every entry: int64 (n,), float32 (n,)."""
+        labels, rates = [], []
+        for shard in range(self._plan.shards):
+            path = self.folder / shard_name(shard)
+            if not path.exists():
+                raise InputError(f"the latent cache {self.folder} lacks {path.name}; run `vqvdm encode` again")
+            with safe_open(path, "pt") as file:
+                labels.append(file.get_tensor("class_label"))
+                rates.append(file.get_tensor("fps"))
+        return torch.cat(labels), torch.cat(rates)
+
+    def __len__(self) -> int:
+        return self._plan.videos
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
+        video, draw = index if isinstance(index, tuple) else (index, 0)
+        if not 0 <= video < len(self):
+            raise IndexError(f"video {video} of {len(self)}")
+        entry = video * self.variants + draw % self.variants
+        shard, row = divmod(entry, self._plan.pairs_per_shard * self._plan.copies)
+        return {
+            "latents": self._shard(shard).get_slice("latents")[row].float(),  # (c, t, h, w)
+            "class_label": self.class_labels[entry],
+            "fps": self.fps[entry],
+        }
+
+    def _shard(self, shard: int) -> Any:
+        # The process is part of the key, so that a forked worker opens its own.
+        key = (os.getpid(), shard)
+        if key not in self._open:
+            self._open[key] = safe_open(self.folder / shard_name(shard), "pt")
+        return self._open[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}

@@ -1,0 +1,116 @@
+"""What a user names, found: a model on disk or on the hub, a device, a scheduler."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import SchedulerMixin
+from safetensors import SafetensorError
+
+from vqvdm.diffusion import Objective
+from vqvdm.errors import InputError
+from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.tokenizer import VideoTokenizer
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SCHEDULES: Mapping[str, Literal["linear", "scaled_linear", "cosine"]] = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "cosine",
+}
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """A device by name; "auto" is the best there is.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if name == "auto":
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def load_pipeline(
+    model: str | os.PathLike[str], device: str = "auto", dtype: torch.dtype | None = None
+) -> VQVDMPipeline:
+    """A pipeline from its folder, from a run folder that holds `pipeline/`, or from the hub.
+
+    Raises:
+        InputError: there is none, or its files are damaged.
+    """
+    folder = _find(model, ("", "pipeline"), "model_index.json", "a pipeline (train a denoiser first)")
+    with _readable(model):
+        pipeline = VQVDMPipeline.from_pretrained(os.fspath(folder or model), dtype=dtype)
+    return pipeline.to(pick_device(device))
+
+
+def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> VideoTokenizer:
+    """A tokenizer from its folder, from a pipeline or run folder that holds `tokenizer/`, or from the hub.
+
+    Raises:
+        InputError: there is none, or its files are damaged.
+    """
+    with _readable(model):
+        if not Path(model).exists() and _HUB_ID.fullmatch(os.fspath(model)):
+            model = VQVDMPipeline.download(model)
+        folder = _find(model, ("tokenizer", "pipeline/tokenizer", ""), "config.json", "a tokenizer")
+        assert folder is not None  # names on the hub are folders by now
+        tokenizer = VideoTokenizer.from_pretrained(os.fspath(folder))
+    return tokenizer.to(pick_device(device)).eval()  # pyrefly: ignore[bad-argument-type]
+
+
+def swap_scheduler(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
+    """Another scheduler for the noise that `scheduler` states, by the short names of `Objective.make_scheduler`.
+
+    Raises:
+        InputError: there is no such scheduler for this noise.
+    """
+    config: Mapping[str, Any] = scheduler.config  # type: ignore[attr-defined]
+    if "shift" in config or config.get("use_flow_sigmas"):
+        objective = Objective("flow", shift=config.get("flow_shift", config.get("shift", 1.0)))
+    else:
+        if config.get("beta_schedule") not in _SCHEDULES:
+            raise InputError(f"{type(scheduler).__name__} states no noise schedule that vqvdm trains on")
+        objective = Objective(
+            prediction=config["prediction_type"],
+            schedule=_SCHEDULES[config["beta_schedule"]],
+            zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
+        )
+    return objective.make_scheduler(name)
+
+
+def _find(model: str | os.PathLike[str], places: Sequence[str], marker: str, what: str) -> Path | None:
+    """The first of the places below `model` that holds the marker; None if `model` looks like a name on the hub."""
+    if Path(model).is_dir():
+        found = [Path(model) / place for place in places if (Path(model) / place / marker).is_file()]
+        if not found:
+            looked = ", ".join(str(Path(model) / place / marker) for place in places)
+            raise InputError(f"{model} holds no {what.removeprefix('a ')}: there is none of {looked}")
+        return found[0]
+    if Path(model).exists() or not _HUB_ID.fullmatch(os.fspath(model)):
+        raise InputError(f"{model} is neither a folder nor a name on the hub (owner/name)")
+    return None
+
+
+@contextmanager
+def _readable(model: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what the hub and the readers of weights raise into one plain message."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error

@@ -1,0 +1,446 @@
+"""From noise to videos: the tokenizer, the denoiser and a scheduler in one diffusers pipeline.
+
+    noise (b, c, t, h, w) -> scheduler and denoiser -> latents -> tokenizer.decode -> clips -> videos
+
+Without a tokenizer the denoiser works on pixels and the latents are the clips.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from huggingface_hub import snapshot_download
+from torch import Tensor
+
+from vqvdm.denoiser import VideoDenoiser
+from vqvdm.diffusion import guided
+from vqvdm.errors import InputError
+from vqvdm.model_card import model_card
+from vqvdm.tokenizer import VideoTokenizer
+
+ClassLabel = str | int
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py")
+# For people who know only `DiffusionPipeline.from_pretrained(..., custom_pipeline=..., trust_remote_code=True)`.
+SHIM = "from vqvdm import VQVDMPipeline\n\n__all__ = ['VQVDMPipeline']\n"
+
+
+@dataclass
+class VQVDMPipelineOutput(BaseOutput):
+    """What one call makes.
+
+    Attributes:
+        frames: the videos, by `output_type`: "pil" a list of lists of images; "np" float (b, t, h, w, c) in 0..1;
+            "pt" float (b, t, c, h, w) in 0..1; "latent" the denoiser's latents (b, c, t, h, w).
+        fps: frames per second of each video.
+        seeds: the seed of each video; `generator=[torch.Generator().manual_seed(seeds[k])]` makes video k alone.
+    """
+
+    frames: list[list[PIL.Image.Image]] | np.ndarray | Tensor
+    fps: list[float]
+    seeds: list[int]
+
+
+class VQVDMPipeline(DiffusionPipeline):
+    """Class-conditional or unconditional video generation by latent diffusion.
+
+    Args:
+        tokenizer: the 3D VQGAN whose latents are diffused; None diffuses pixels.
+        denoiser: the latent video U-Net (the averaged weights of a training).
+        scheduler: any diffusers scheduler that agrees with the denoiser's noise and prediction type.
+        id2label: class id -> class name; None leaves the classes without names.
+        fps, num_frames, height, width: what a call makes unless it says otherwise (frames per second, frames, pixels).
+        num_inference_steps, guidance_scale: defaults of a call.
+        guidance_interval: (lowest, highest) noise level, 0 clean to 1 noise, at which guidance acts. A mapping with
+            the keys "low" and "high" is the form it is stored in, because the hub takes every list for a component.
+        about: facts for the model card, such as `data`, `license`, `seed`, `recipe`, `steps`; text and numbers.
+
+    Raises:
+        InputError: the labels, the sizes or the parts do not fit each other.
+    """
+
+    # The name under which model_index.json knows the class must outlive any move of this file.
+    __module__ = "vqvdm"
+    model_cpu_offload_seq = "denoiser->tokenizer"
+    _optional_components = ["tokenizer"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+
+    tokenizer: VideoTokenizer | None
+    denoiser: VideoDenoiser
+    scheduler: Any  # a SchedulerMixin; that class itself declares neither `step` nor `timesteps`
+
+    def __init__(
+        self,
+        tokenizer: VideoTokenizer | None,
+        denoiser: VideoDenoiser,
+        scheduler: SchedulerMixin,
+        id2label: dict[int, str] | dict[str, str] | None = None,
+        fps: float = 8.0,
+        num_frames: int = 16,
+        height: int = 64,
+        width: int = 64,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 2.0,
+        guidance_interval: Mapping[str, float] | Sequence[float] = (0.0, 1.0),
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
+        interval = guidance_interval
+        low, high = (interval["low"], interval["high"]) if isinstance(interval, Mapping) else interval
+        self.register_to_config(
+            id2label={str(key): str(name) for key, name in (id2label or {}).items()},
+            fps=float(fps),
+            num_frames=int(num_frames),
+            height=int(height),
+            width=int(width),
+            num_inference_steps=int(num_inference_steps),
+            guidance_scale=float(guidance_scale),
+            guidance_interval={"low": float(low), "high": float(high)},
+            about=dict(about or {}),
+        )
+        self.video_processor = VideoProcessor(vae_scale_factor=1)
+        self._interrupt = False
+        unknown = [key for key in self.id2label if not 0 <= key < self.num_classes]
+        if unknown:
+            raise InputError(f"id2label names class {unknown[0]}, the denoiser has {self.num_classes} classes")
+        if tokenizer is not None and tokenizer.config["latent_channels"] != denoiser.config["in_channels"]:
+            raise InputError(
+                f"the denoiser works on {denoiser.config['in_channels']} channels, "
+                f"the tokenizer gives {tokenizer.config['latent_channels']}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes the denoiser knows; 0 if it is unconditional."""
+        return self.denoiser.config["num_classes"]
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class id -> class name, by id."""
+        return dict(sorted((int(key), name) for key, name in self.config["id2label"].items()))
+
+    @property
+    def labels(self) -> dict[str, int]:
+        """Class name -> class id."""
+        return {name: key for key, name in self.id2label.items()}
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether a callback asked to stop (by setting `pipe._interrupt = True`)."""
+        return self._interrupt
+
+    def get_label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
+        """Class ids of names or ids.
+
+        Raises:
+            InputError: the model has no classes, a name is unknown (with the nearest one), an id is out of range.
+        """
+        if isinstance(class_labels, Tensor | np.ndarray):
+            class_labels = class_labels.tolist()
+        alone = isinstance(class_labels, str) or not isinstance(class_labels, Sequence)
+        asked = [class_labels] if alone else class_labels
+        if self.num_classes == 0:
+            raise InputError(f"class_labels: this model is unconditional, it cannot make {asked[0]!r}; leave it out")
+        if not asked:
+            raise InputError("class_labels is empty; name a class, or leave it out for unconditional videos")
+        return [self._label_id(label) for label in asked]
+
+    def _label_id(self, label: ClassLabel) -> int:
+        if isinstance(label, str):
+            if label in self.labels:
+                return self.labels[label]
+            near = difflib.get_close_matches(label, self.labels, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self.labels) or 'ids only'}"
+            raise InputError(f"class_labels: unknown class {label!r}; {hint}")
+        try:
+            number = operator.index(label)
+        except TypeError:
+            raise InputError(f"class_labels: {label!r} is neither the name nor the id of a class") from None
+        if isinstance(label, bool) or not 0 <= number < self.num_classes:
+            raise InputError(f"class_labels: id {label} is out of range; the ids are 0 to {self.num_classes - 1}")
+        return number
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(c, t, h, w) on which the denoiser makes a video of this size.
+
+        Raises:
+            InputError: the tokenizer's or the denoiser's factors do not divide the size.
+        """
+        for name, number in (("num_frames", num_frames), ("height", height), ("width", width)):
+            if number < 1:
+                raise InputError(f"{name} must be at least 1, not {number}")
+        channels, t, h, w = (self.denoiser.config["in_channels"], num_frames, height, width)
+        if self.tokenizer is not None:
+            channels, t, h, w = self.tokenizer.latent_shape(num_frames, height, width)
+        halvings = 2 ** (len(self.denoiser.config["channels"]) - 1)
+        if h % halvings or w % halvings:
+            factors = (height // h * halvings, width // w * halvings)
+            nearest = [max(round(n / f), 1) * f for n, f in zip((height, width), factors, strict=True)]
+            raise InputError(
+                f"height {height} and width {width} must be multiples of {factors[0]} and {factors[1]}; "
+                f"the nearest that are is {nearest[0]}x{nearest[1]}"
+            )
+        return channels, t, h, w
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: ClassLabel | Sequence[ClassLabel] | None = None,
+        num_frames: int | None = None,
+        fps: float | Sequence[float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        guidance_rescale: float = 0.0,
+        eta: float = 0.0,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[..., dict[str, Any]] | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        decode_chunk_size: int | None = None,
+    ) -> VQVDMPipelineOutput | tuple:
+        """Make videos.
+
+        Args:
+            class_labels: names or ids of classes; None makes unconditional videos, also of a class-conditional model.
+            num_frames, height, width: size of each video; the model's own by default.
+            fps: frames per second, one for all or one for each class label.
+            num_inference_steps: steps of the scheduler.
+            guidance_scale: w in uncond + w (cond - uncond) (Ho and Salimans 2022); 1 is no guidance.
+            guidance_interval: (lowest, highest) noise level, 0 clean to 1 noise, at which guidance acts
+                (Kynkaanniemi et al. 2024).
+            guidance_rescale: share of the guided prediction rescaled to the deviation of the conditional one
+                (Lin et al. 2024, section 3.4), against over-saturation at high scales.
+            eta: noise of DDIM (Song et al. 2021, eq. 16); other schedulers ignore it.
+            num_videos_per_prompt: videos of each class label.
+            generator: one generator gives each video its own seed, drawn in order; a list holds one generator for
+                each video. Either way a video depends on its own seed alone, not on its batch.
+            latents: initial noise (b, c, t, h, w) of deviation 1.
+            output_type: "pil", "np", "pt" or "latent"; see `VQVDMPipelineOutput`.
+            return_dict: False returns the tuple (frames, fps, seeds).
+            callback_on_step_end: called as f(pipeline, step, timestep, {"latents": ...}) after each step; may return
+                replaced tensors.
+            callback_on_step_end_tensor_inputs: tensors handed to the callback; "latents" is the only one there is.
+            decode_chunk_size: videos decoded at a time; all by default.
+
+        Raises:
+            InputError: an argument the model cannot serve; the message names it.
+        """
+        config = self.config
+        num_frames = config["num_frames"] if num_frames is None else num_frames
+        height = config["height"] if height is None else height
+        width = config["width"] if width is None else width
+        steps = config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        scale = config["guidance_scale"] if guidance_scale is None else guidance_scale
+        default_interval = (config["guidance_interval"]["low"], config["guidance_interval"]["high"])
+        interval = default_interval if guidance_interval is None else guidance_interval
+        tensor_inputs = callback_on_step_end_tensor_inputs
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            tensor_inputs = callback_on_step_end.tensor_inputs
+        _check_call(output_type, steps, num_videos_per_prompt, decode_chunk_size, interval, tensor_inputs)
+
+        label_ids = None if class_labels is None else self.get_label_ids(class_labels)
+        prompts = 1 if label_ids is None else len(label_ids)
+        rates = _frame_rates(config["fps"] if fps is None else fps, prompts, num_videos_per_prompt)
+        batch = len(rates)
+        device = self._execution_device
+        generators, seeds = _one_generator_each(generator, batch)
+        shape = (batch, *self.latent_shape(num_frames, height, width))
+        labels = None
+        if label_ids is not None:
+            labels = torch.tensor(label_ids, device=device).repeat_interleave(num_videos_per_prompt)  # (b,)
+        else:
+            scale = 1.0
+
+        self.scheduler.set_timesteps(steps, device=device)
+        latents = self._initial_noise(shape, generators, latents, device)
+        predict = self._predictor(labels, torch.tensor(rates, device=device), scale, interval, guidance_rescale)
+        arguments = self._step_arguments(generators, eta)
+        latents = self._denoise(latents, predict, arguments, callback_on_step_end, tensor_inputs)
+        frames = latents if output_type == "latent" else self._decode(latents, output_type, decode_chunk_size)
+        self.maybe_free_model_hooks()
+        output = VQVDMPipelineOutput(frames=frames, fps=rates, seeds=seeds)
+        return output if return_dict else output.to_tuple()
+
+    def _initial_noise(
+        self, shape: tuple[int, ...], generators: list[torch.Generator], latents: Tensor | None, device: torch.device
+    ) -> Tensor:
+        """Noise (b, c, t, h, w) of the scheduler's first level, float32 whatever the network's dtype."""
+        if latents is None:
+            latents = randn_tensor(shape, generator=generators, device=device, dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise InputError(f"latents have shape {tuple(latents.shape)}, this call needs {shape}")
+        # Flow-matching schedulers have no such factor: their noise has deviation 1 by definition.
+        return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+
+    def _predictor(
+        self, labels: Tensor | None, fps: Tensor, scale: float, interval: tuple[float, float], rescale: float
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """(scaled latents (b, c, t, h, w), timestep) -> prediction of the same shape, guided inside the interval."""
+        latest: dict[str, Tensor] = {}
+
+        def denoise(noisy: Tensor, timestep: Tensor, class_labels: Tensor | None, rates: Tensor) -> Tensor:
+            prediction = self.denoiser(noisy.to(self.denoiser.dtype), timestep, class_labels, rates).float()
+            latest["conditional"] = prediction[: len(fps)]  # the first half of a guided batch
+            return prediction
+
+        denoise_guided = guided(denoise, self.num_classes, scale, interval)
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            prediction = denoise_guided(noisy, timestep, labels, fps)
+            return rescale_guidance(prediction, latest["conditional"], rescale) if rescale > 0 else prediction
+
+        return predict
+
+    def _denoise(
+        self,
+        latents: Tensor,
+        predict: Callable[[Tensor, Tensor], Tensor],
+        step_arguments: dict[str, Any],
+        callback: Callable[..., dict[str, Any]] | None,
+        tensor_inputs: Sequence[str],
+    ) -> Tensor:
+        """The sampling loop: one network call and one scheduler step for each timestep."""
+        self._interrupt = False
+        # Flow-matching schedulers take latents as they are and have no such method.
+        scale_input = getattr(self.scheduler, "scale_model_input", lambda sample, timestep: sample)
+        for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            if self.interrupt:
+                continue
+            prediction = predict(scale_input(latents, t), t)
+            latents = self.scheduler.step(prediction, t, latents, **step_arguments, return_dict=False)[0]
+            if callback is not None:
+                replaced = callback(self, i, t, dict.fromkeys(tensor_inputs, latents))
+                latents = replaced.pop("latents", latents)
+        return latents
+
+    def _step_arguments(self, generators: list[torch.Generator], eta: float) -> dict[str, Any]:
+        """Those of `generator` and `eta` that this scheduler's step takes; signatures differ between schedulers."""
+        taken = inspect.signature(self.scheduler.step).parameters
+        offered = {"generator": generators, "eta": eta}
+        return {name: value for name, value in offered.items() if name in taken}
+
+    def _decode(self, latents: Tensor, output_type: str, chunk: int | None) -> Any:
+        """Latents (b, c, t, h, w) to videos of the asked form."""
+        clips = latents
+        if self.tokenizer is not None:
+            parts = latents.to(self.tokenizer.dtype).split(chunk or len(latents))
+            clips = torch.cat([self.tokenizer.decode(part) for part in parts])  # (b, 3, t, h, w)
+        return self.video_processor.postprocess_video(clips.float().clamp(-1, 1), output_type=output_type)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write the pipeline: parts as safetensors, `model_index.json`, and a model card `README.md`.
+
+        Takes the arguments of `DiffusionPipeline.save_pretrained`. The card states what `about` says, the classes,
+        the sizes, and code to use the model.
+        """
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(self.card(), encoding="utf-8")
+        (folder / "pipeline.py").write_text(SHIM, encoding="utf-8")
+        super().save_pretrained(os.fspath(folder), *args, **kwargs)
+
+    def card(self) -> str:
+        """The model card: Markdown with the hub's YAML header."""
+        shown = ("prediction_type", "beta_schedule", "rescale_betas_zero_snr", "use_flow_sigmas", "flow_shift", "shift")
+        noise = {name: self.scheduler.config[name] for name in shown if name in self.scheduler.config}
+        return model_card(
+            config=self.config,
+            num_classes=self.num_classes,
+            denoiser=_network_line(self.denoiser),
+            tokenizer=None if self.tokenizer is None else _network_line(self.tokenizer),
+            scheduler=type(self.scheduler).__name__,
+            noise=noise,
+        )
+
+    @classmethod
+    def download(cls, pretrained_model_name: str | os.PathLike[str], **kwargs: Any) -> str:
+        """Fetch a pipeline from the hub and return its folder.
+
+        The stock method looks for each part's class inside diffusers or inside the repository; ours lie in `vqvdm`.
+        """
+        taken = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        wanted = {name: kwargs[name] for name in taken if kwargs.get(name) is not None}
+        return snapshot_download(os.fspath(pretrained_model_name), allow_patterns=list(HUB_FILES), **wanted)
+
+
+def rescale_guidance(prediction: Tensor, conditional: Tensor, share: float) -> Tensor:
+    """Give a guided prediction (b, c, t, h, w) back the deviation of the conditional one (Lin et al. 2024, eq. 15-16).
+
+    `share` is 0 (unchanged) to 1 (rescaled altogether).
+    """
+    deviations = [x.flatten(1).std(1).clamp(min=1e-8).view(-1, 1, 1, 1, 1) for x in (conditional, prediction)]
+    rescaled = prediction * (deviations[0] / deviations[1])
+    return share * rescaled + (1 - share) * prediction
+
+
+def _network_line(network: VideoTokenizer | VideoDenoiser) -> str:
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    return f"{type(network).__name__}, {millions:.2f} million parameters"
+
+
+def _check_call(
+    output_type: str, steps: int, videos: int, chunk: int | None, interval: tuple[float, ...], inputs: Sequence[str]
+) -> None:
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+    counts = (("num_inference_steps", steps), ("num_videos_per_prompt", videos), ("decode_chunk_size", chunk))
+    for name, number in counts:
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be at least 1, not {number}")
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise InputError(f"guidance_interval is (lowest, highest) noise level within 0..1, not {interval}")
+    unknown = set(inputs) - set(VQVDMPipeline._callback_tensor_inputs)
+    if unknown:
+        raise InputError(f"callback_on_step_end_tensor_inputs: only 'latents' is there, not {sorted(unknown)}")
+
+
+def _frame_rates(fps: float | Sequence[float], prompts: int, videos: int) -> list[float]:
+    """One frame rate for each video of the batch, in its order."""
+    rates = [float(fps)] * prompts if isinstance(fps, int | float) else [float(rate) for rate in fps]
+    if len(rates) != prompts:
+        raise InputError(f"fps names {len(rates)} frame rates for {prompts} class labels")
+    wrong = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
+    if wrong:
+        raise InputError(f"fps must be a frame rate above 0, not {wrong[0]}")
+    return [rate for rate in rates for _ in range(videos)]
+
+
+def _one_generator_each(
+    generator: torch.Generator | list[torch.Generator] | None, batch: int
+) -> tuple[list[torch.Generator], list[int]]:
+    """A generator and its seed for each video: those given, or ones whose seeds the given one draws in order.
+
+    Drawn generators live on the CPU, so that a seed means the same video on every device.
+    """
+    if isinstance(generator, list | tuple):
+        if len(generator) != batch:
+            raise InputError(f"generator holds {len(generator)} generators for {batch} videos; give one, or one each")
+        return list(generator), [each.initial_seed() for each in generator]
+    device = "cpu" if generator is None else generator.device
+    # Below 2**53, so that a seed survives JSON readers that know only floating-point numbers.
+    seeds = [int(torch.randint(2**53, (1,), generator=generator, device=device)) for _ in range(batch)]
+    return [torch.Generator().manual_seed(seed) for seed in seeds], seeds

@@ -1,0 +1,357 @@
+"""Recipes: every number of a training, in one file.
+
+A recipe is a tree of frozen dataclasses, read from YAML (`recipes/*.yaml`, or any file of the user's) and changed by
+dotted overrides (`tokenizer.training.steps=500`). The arguments of the two networks are those of their constructors
+(`VideoTokenizer`, `VideoDenoiser`), so each default is written down once, beside the class it belongs to.
+
+Reading needs no torch, except that `Recipe.load(..., check_models=True)` compares the networks' arguments with their
+constructors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any, Literal, Self, get_type_hints
+
+from vqvdm import recipe_io
+from vqvdm.errors import InputError
+from vqvdm.structure import Origins, check_known, convert, origin, plain, structure
+
+Tracker = Literal["tensorboard", "wandb"]
+Scheduler = Literal["dpm++", "unipc", "euler", "heun", "ddim", "ddpm"]
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which clips are seen, and how they are cut."""
+
+    path: str = "toy"  # "toy", "toy-clouds", a folder in any known layout, or a manifest
+    layout: Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"] = "auto"
+    split: int = 1  # UCF-101's split list, 1 to 3
+    frames: int = 16  # frames of a clip
+    size: int = 64  # height and width in pixels
+    fps: float | None = None  # frame rate asked for; None takes every `stride`-th frame
+    stride: int = 1  # used when fps is None
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False  # mirror half of the training clips (wrong where left and right are classes)
+    toy_clips: int = 16384  # nominal number of clips of the built-in worlds
+    workers: int = 1  # loader processes; 0 loads in the training process
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """The optimiser's side of one stage."""
+
+    steps: int = 10_000  # optimiser updates
+    batch: int = 8  # clips per update and process, before accumulation
+    accumulate: int = 1  # batches added up per update
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup: int = 100  # updates of linear warm-up
+    final_learning_rate: float = 0.0  # fraction left at the end of the cosine
+    clip_norm: float = 1.0  # largest gradient norm; 0 does not clip
+    ema_decay: float = 0.999  # 0 keeps no average
+    precision: Literal["float32", "bf16"] = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    seed: int = 0
+    log_every: int = 50
+    sample_every: int = 1000
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    trackers: tuple[Tracker, ...] = ()  # besides log.jsonl
+
+
+@dataclass(frozen=True)
+class AdversarialRecipe:
+    """The discriminators of stage 1: when they enter, how strongly, and what keeps them steady."""
+
+    weight: float = 0.0  # of the adversarial loss; 0 trains without discriminators
+    loss: Literal["hinge", "non_saturating"] = "hinge"
+    image: bool = True  # PatchGAN on one random frame of each clip
+    video: bool = True  # 3D PatchGAN on the clip
+    channels: int = 64
+    layers: int = 3
+    start: int = 10_000  # update at which the discriminators begin to train
+    ramp: int = 5_000  # updates over which their weight grows from 0
+    feature_matching: float = 0.0
+    adaptive: bool = False  # VQGAN's gradient-ratio weight (Esser et al. 2021, eq. 7)
+    stabilizer: Literal["none", "lecam", "r1"] = "lecam"
+    stabilizer_weight: float = 0.001
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class TokenizerLossRecipe:
+    """Weights of stage 1's loss terms."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    quantizer: float = 1.0  # of the quantiser's own loss (commitment)
+    perceptual: float = 0.0  # LPIPS
+    adversarial: AdversarialRecipe = field(default_factory=AdversarialRecipe)
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Stage 1."""
+
+    model: dict[str, Any] = field(default_factory=dict)  # arguments of VideoTokenizer
+    loss: TokenizerLossRecipe = field(default_factory=TokenizerLossRecipe)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+
+
+@dataclass(frozen=True)
+class LatentsRecipe:
+    """The latent cache between the stages."""
+
+    windows: int = 1  # windows taken from each video
+    flips: bool = False  # also store the mirrored clip
+    batch: int = 16
+    shard: int = 1024  # clips per file
+
+
+@dataclass(frozen=True)
+class DiffusionRecipe:
+    """What is predicted, and on which noise schedule (arguments of `diffusion.Objective`)."""
+
+    prediction: Literal["epsilon", "v_prediction", "sample", "flow"] = "flow"
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "cosine"
+    zero_terminal_snr: bool = True  # of the discrete schedule; flow reaches pure noise by construction
+    min_snr_gamma: float | None = None
+    times: Literal["uniform", "logit_normal"] = "logit_normal"
+    shift: float = 1.0  # flow: moves times towards noise (Esser et al. 2024, eq. 23)
+
+
+@dataclass(frozen=True)
+class DenoiserRecipe:
+    """Stage 2."""
+
+    model: dict[str, Any] = field(default_factory=dict)  # arguments of VideoDenoiser
+    diffusion: DiffusionRecipe = field(default_factory=DiffusionRecipe)
+    class_dropout: float = 0.5  # probability of training without the class
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+
+
+@dataclass(frozen=True)
+class SamplingRecipe:
+    """Defaults of the pipeline."""
+
+    scheduler: Scheduler = "dpm++"  # "heun" is for prediction flow, "ddim" and "ddpm" for the others
+    steps: int = 20
+    guidance_scale: float = 2.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)  # part of the noise levels, 0 clean to 1 noise, with guidance
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All numbers of one system; `tokenizer: null` diffuses pixels (the VDM baseline)."""
+
+    name: str = "custom"
+    description: str = ""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    tokenizer: TokenizerRecipe | None = field(default_factory=TokenizerRecipe)
+    latents: LatentsRecipe = field(default_factory=LatentsRecipe)
+    denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    sampling: SamplingRecipe = field(default_factory=SamplingRecipe)
+
+    @classmethod
+    def load(cls, name_or_path: str | Path, overrides: Sequence[str] = (), *, check_models: bool = False) -> Self:
+        """Read a recipe, strictly.
+
+        A file may lie on another one: `base: toy` takes all of `toy` but its name and description, and changes what the
+        file itself says, key by key. In the networks' arguments lists become tuples.
+
+        Args:
+            name_or_path: a packaged name ("toy"), a YAML file, or the folder of a run.
+            overrides: changes as `key=value` with dotted keys, such as `tokenizer.training.steps=500`.
+            check_models: also compare `tokenizer.model` and `denoiser.model` with the constructors (imports torch).
+
+        Raises:
+            InputError: no such recipe, an unknown key, or a value of the wrong type or out of range; the message names
+                the file or override, the key, the value and what is allowed.
+        """
+        values, origins = recipe_io.read(name_or_path, overrides)
+        recipe = structure(cls, values, origins)
+        recipe.check(origins)
+        if check_models:
+            recipe.check_models(origins)
+        return recipe
+
+    def save(self, path: str | Path) -> None:
+        """Write all numbers as YAML, atomically; `Recipe.load(path)` gives an equal recipe."""
+        recipe_io.write(Path(path), plain(self))
+
+    def to_yaml(self) -> str:
+        """All numbers as YAML text."""
+        return recipe_io.dump(plain(self))
+
+    def check(self, origins: Origins | None = None) -> None:
+        """Raise `InputError` for a number out of range or for settings that exclude each other.
+
+        Args:
+            origins: where each dotted key was set, for the message; `load` knows them.
+        """
+        origins = origins or {}
+        for key, value in _leaves(self):
+            allowed = _RANGES.get(key) or _RANGES.get(key.rpartition(".")[2])
+            numbers = value if isinstance(value, tuple) else (value,)
+            if allowed and not all(number is None or allowed.holds(number) for number in numbers):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise InputError(f"{origin(origins, key)}: {key} is {shown}, but must be {allowed.words}")
+        for key, rule in _RULES.items():
+            if problem := rule(self):
+                raise InputError(f"{origin(origins, key)}: {key} {problem}")
+
+    def check_models(self, origins: Origins | None = None) -> None:
+        """Raise `InputError` if an argument of a network is unknown to its constructor or of another type."""
+        from vqvdm.denoiser import VideoDenoiser
+
+        _check_arguments(VideoDenoiser, self.denoiser.model, origins or {}, "denoiser.model")
+        if self.tokenizer is not None:
+            from vqvdm.tokenizer import VideoTokenizer
+
+            _check_arguments(VideoTokenizer, self.tokenizer.model, origins or {}, "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Bounds of a number; the upper one may be excluded."""
+
+    low: float
+    high: float = math.inf
+    open_end: bool = False
+    positive: bool = False  # excludes the lower bound
+
+    def holds(self, number: float) -> bool:
+        above = number > self.low if self.positive else number >= self.low
+        return above and (number < self.high if self.open_end else number <= self.high)
+
+    @property
+    def words(self) -> str:
+        if self.high == math.inf:
+            return f"above {self.low:g}" if self.positive else f"at least {self.low:g}"
+        return f"between {self.low:g} and {self.high:g}" + (" (excluded)" if self.open_end else "")
+
+
+_COUNT = _Range(1)
+_NOT_NEGATIVE = _Range(0)
+_SHARE = _Range(0, 1)
+_DECAY = _Range(0, 1, open_end=True)
+
+# Allowed numbers by dotted key or, where it means the same everywhere, by the last name alone.
+_RANGES: Mapping[str, _Range] = {
+    "data.split": _Range(1, 3),
+    "frames": _COUNT,
+    "size": _COUNT,
+    "fps": _Range(0, positive=True),
+    "stride": _COUNT,
+    "toy_clips": _COUNT,
+    "workers": _NOT_NEGATIVE,
+    "steps": _COUNT,
+    "batch": _COUNT,
+    "accumulate": _COUNT,
+    "learning_rate": _Range(0, positive=True),
+    "betas": _DECAY,
+    "weight_decay": _NOT_NEGATIVE,
+    "warmup": _NOT_NEGATIVE,
+    "final_learning_rate": _SHARE,
+    "clip_norm": _NOT_NEGATIVE,
+    "ema_decay": _DECAY,
+    "seed": _NOT_NEGATIVE,
+    "log_every": _COUNT,
+    "sample_every": _COUNT,
+    "checkpoint_every": _COUNT,
+    "keep_checkpoints": _COUNT,
+    "l1": _NOT_NEGATIVE,
+    "l2": _NOT_NEGATIVE,
+    "quantizer": _NOT_NEGATIVE,
+    "perceptual": _NOT_NEGATIVE,
+    "weight": _NOT_NEGATIVE,
+    "channels": _COUNT,
+    "layers": _COUNT,
+    "start": _NOT_NEGATIVE,
+    "ramp": _NOT_NEGATIVE,
+    "feature_matching": _NOT_NEGATIVE,
+    "stabilizer_weight": _NOT_NEGATIVE,
+    "windows": _COUNT,
+    "shard": _COUNT,
+    "min_snr_gamma": _Range(0, positive=True),
+    "shift": _Range(0, positive=True),
+    "class_dropout": _SHARE,
+    "guidance_scale": _NOT_NEGATIVE,
+    "guidance_interval": _SHARE,
+}
+
+
+def _terminal_noise(recipe: Recipe) -> str | None:
+    diffusion = recipe.denoiser.diffusion
+    if diffusion.zero_terminal_snr and diffusion.prediction == "epsilon":
+        return (
+            "is true, which prediction 'epsilon' cannot use: in pure noise, the noise says nothing of the clip; "
+            "set it to false, or choose prediction v_prediction, sample or flow"
+        )
+    return None
+
+
+def _min_snr(recipe: Recipe) -> str | None:
+    diffusion = recipe.denoiser.diffusion
+    if diffusion.min_snr_gamma is not None and diffusion.prediction == "flow":
+        return "weighs the discrete predictions only; with prediction 'flow' set it to null"
+    return None
+
+
+def _scheduler(recipe: Recipe) -> str | None:
+    scheduler, prediction = recipe.sampling.scheduler, recipe.denoiser.diffusion.prediction
+    unfit = ("ddim", "ddpm") if prediction == "flow" else ("heun",)
+    if scheduler in unfit:
+        return f"is {scheduler!r}, which has no form for prediction {prediction!r}; dpm++, unipc and euler have"
+    return None
+
+
+def _interval(recipe: Recipe) -> str | None:
+    low, high = recipe.sampling.guidance_interval
+    return None if low < high else f"is [{low:g}, {high:g}], but must rise"
+
+
+def _discriminators(recipe: Recipe) -> str | None:
+    adversarial = recipe.tokenizer.loss.adversarial if recipe.tokenizer else AdversarialRecipe()
+    if adversarial.weight > 0 and not (adversarial.image or adversarial.video):
+        return f"is {adversarial.weight:g}, but both discriminators (image, video) are off"
+    return None
+
+
+# Settings that exclude each other: the key to name, and what is wrong with it (None: nothing).
+_RULES: Mapping[str, Callable[[Recipe], str | None]] = {
+    "denoiser.diffusion.zero_terminal_snr": _terminal_noise,
+    "denoiser.diffusion.min_snr_gamma": _min_snr,
+    "sampling.scheduler": _scheduler,
+    "sampling.guidance_interval": _interval,
+    "tokenizer.loss.adversarial.weight": _discriminators,
+}
+
+
+def _leaves(part: Any, key: str = "") -> list[tuple[str, Any]]:
+    """The dotted keys and values of all dataclass fields; the networks' free arguments are left out."""
+    leaves: list[tuple[str, Any]] = []
+    for entry in fields(part):
+        value, dotted = getattr(part, entry.name), f"{key}.{entry.name}" if key else entry.name
+        if is_dataclass(value):
+            leaves += _leaves(value, dotted)
+        elif isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
+            leaves.append((dotted, value))
+    return leaves
+
+
+def _check_arguments(network: type, arguments: Mapping[str, Any], origins: Origins, key: str) -> None:
+    known = [name for name in signature(network).parameters if name != "self"]
+    hints = get_type_hints(network.__init__)
+    for name, value in arguments.items():
+        check_known(name, known, origins, key, what=f"argument of {network.__name__}")
+        convert(hints.get(name, Any), value, origins, f"{key}.{name}")

@@ -1,0 +1,191 @@
+"""Recipe files: finding, layering and writing them. Everything here is plain values; `recipe.py` gives them types.
+
+Layers, each over the one before: the dataclasses' defaults, the file named by `base:`, the file itself, the overrides.
+Beside the values goes a record of where each key was set, so that a message can name the file or override at fault.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vqvdm.errors import InputError
+from vqvdm.structure import did_you_mean, origin
+
+_PACKAGED = Path(__file__).parent / "recipes"
+_SUFFIXES = (".yaml", ".yml")
+
+Values = dict[str, Any]
+
+
+def packaged_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in _PACKAGED.glob("*.yaml"))
+
+
+def read(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple[Values, dict[str, str]]:
+    """The layered values of a recipe, and the origin of each dotted key.
+
+    Args:
+        name_or_path: a packaged name ("toy"), a YAML file, or a run's folder, which holds `recipe.yaml`.
+        overrides: `key=value` with dotted keys; values are YAML (`1e-3`, `[64, 128]`, `null`).
+
+    Raises:
+        InputError: no such recipe, not YAML, a circle of bases, or an override that cannot be placed.
+    """
+    path = _find(name_or_path, Path())
+    values: Values = {}
+    origins = {"": _shown(path)}
+    for layer in _with_bases(path):
+        content = _parse_file(layer)
+        content.pop("base", None)
+        if layer != path:
+            content.pop("name", None)
+            content.pop("description", None)
+        _merge(values, content, origins, _shown(layer))
+    values.setdefault("name", path.parent.name if path.name == "recipe.yaml" else path.stem)
+    for override in overrides:
+        _override(values, override, origins)
+    return values, origins
+
+
+def write(path: Path, values: Values) -> None:
+    """Write `values` as YAML, atomically; lists of scalars stand on one line."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(dump(values), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def dump(values: Values) -> str:
+    """`values` as YAML text, in their own order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block mappings, lists on one line."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, with YAML 1.2's floats (`1e-3` is a number) and an error for a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
+
+def _find(name_or_path: str | Path, folder: Path, asked_by: str = "") -> Path:
+    """The file that is meant; relative paths start at `folder`, messages with `asked_by`."""
+    text = str(name_or_path)
+    path = folder / text
+    if path.is_file():
+        return path
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    names = packaged_names()
+    if text in names:
+        return _PACKAGED / f"{text}.yaml"
+    if "=" in text:
+        raise InputError(f"{text!r} is a change to a recipe; before it name the recipe: {', '.join(names)}")
+    kind = "no recipe file" if text.endswith(_SUFFIXES) or os.sep in text else "no recipe named"
+    raise InputError(
+        f"{asked_by}{kind} {text!r}{did_you_mean(text, names) or ';'} packaged recipes: {', '.join(names)} "
+        "(or give a YAML file or a run's folder)"
+    )
+
+
+def _with_bases(path: Path) -> list[Path]:
+    """The file and its chain of `base:` files, undermost first."""
+    chain = [path]
+    while (base := _parse_file(chain[0]).get("base")) is not None:
+        if not isinstance(base, str):
+            raise InputError(f"{_shown(chain[0])}: base is {base!r}, but must be a recipe's name or path")
+        below = _find(base, chain[0].parent, f"{_shown(chain[0])}: ")
+        if below in chain:
+            circle = " -> ".join(_shown(step) for step in reversed([below, *chain]))
+            raise InputError(f"{_shown(path)}: its bases go round in a circle: {circle}")
+        chain.insert(0, below)
+    return chain
+
+
+def _parse_file(path: Path) -> Values:
+    try:
+        content = _parse(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise InputError(f"{_shown(path)}{line}: not valid YAML: {error.problem}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{_shown(path)}: not a YAML text file: {error}") from error
+    except OSError as error:
+        raise InputError(f"{_shown(path)}: cannot be read: {error.strerror}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{_shown(path)}: a recipe is a table of `key: value` lines, but this is {content!r:.60}")
+    return content
+
+
+def _parse(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+def _merge(below: Values, above: Values, origins: dict[str, str], source: str, key: str = "") -> None:
+    """Lay `above` over `below`, table by table, in place."""
+    for name, value in above.items():
+        dotted = f"{key}.{name}" if key else str(name)
+        origins[dotted] = source
+        if isinstance(value, dict):
+            table = below.get(name)
+            below[name] = table if isinstance(table, dict) else {}
+            _merge(below[name], value, origins, source, dotted)
+        else:
+            below[name] = value
+
+
+def _override(values: Values, override: str, origins: dict[str, str]) -> None:
+    """Place one `key=value`, in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"override {override!r}: write it as key=value, such as tokenizer.training.steps=500")
+    try:
+        value = _parse(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not valid YAML") from error
+    *tables, last = key.strip().split(".")
+    table = values
+    for depth, name in enumerate(tables, start=1):
+        above = ".".join(tables[:depth])
+        if name not in table:
+            table[name], origins[above] = {}, f"override {override!r}"
+        inner = table[name]
+        if not isinstance(inner, dict):
+            was = "null" if inner is None else repr(inner)
+            where = origin(origins, above)
+            raise InputError(f"override {override!r}: {above} is {was} in {where}, so it has no {last!r}")
+        table = inner
+    table[last] = value
+    origins[key.strip()] = f"override {override!r}"
+
+
+def _shown(path: Path) -> str:
+    return f"recipe {path.stem!r}" if path.parent == _PACKAGED else str(path)

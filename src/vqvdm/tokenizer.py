@@ -1,0 +1,378 @@
+"""Stage 1: the 3D VQGAN. A clip becomes a small grid of latents, and a clip again.
+
+The encoder folds patches into channels, then alternates 3D residual blocks with down-sampling; the decoder mirrors it.
+Each change of resolution carries a parameter-free shortcut (pixels folded into channels and averaged, or channels
+repeated and unfolded: DC-AE, Chen et al. 2025, section 3.1), so that even an untrained network passes a blurred clip on
+and training need not first discover that something moves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput
+from vqvdm.errors import InputError
+from vqvdm.tiling import blend_tiles
+
+Stride = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class TokenizerOutput:
+    """What a training step needs of one forward pass."""
+
+    reconstruction: Tensor  # clip (b, c, t, h, w)
+    loss: Tensor  # the quantiser's own loss, scalar
+    tokens: Tensor | None  # int64 (b, t, h, w); None without a quantiser
+    perplexity: Tensor  # scalar
+    usage: Tensor  # scalar, 0..1
+
+
+def fold(x: Tensor, stride: Stride) -> Tensor:
+    """Neighbouring positions into channels: (b, c, t*st, h*sh, w*sw) -> (b, st*sh*sw*c, t, h, w)."""
+    st, sh, sw = stride
+    return rearrange(x, "b c (t st) (h sh) (w sw) -> b (st sh sw c) t h w", st=st, sh=sh, sw=sw)
+
+
+def unfold(x: Tensor, stride: Stride) -> Tensor:
+    """Channels into neighbouring positions, the inverse of `fold`."""
+    st, sh, sw = stride
+    return rearrange(x, "b (st sh sw c) t h w -> b c (t st) (h sh) (w sw)", st=st, sh=sh, sw=sw)
+
+
+def _groups(channels: int) -> int:
+    return math.gcd(channels, 32) if channels >= 32 else math.gcd(channels, 8)
+
+
+class ResidualBlock(nn.Module):
+    """x + Conv(SiLU(Norm(Conv(SiLU(Norm(x)))))) with 3x3x3 convolutions; the last one starts at zero."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(_groups(channels), channels)
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(_groups(channels), channels)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class Downsample(nn.Module):
+    """Strided convolution beside a shortcut that folds and averages channels."""
+
+    def __init__(self, channels: int, out_channels: int, stride: Stride) -> None:
+        super().__init__()
+        self.stride = stride
+        self.out_channels = out_channels
+        self.conv = nn.Conv3d(channels * math.prod(stride), out_channels, (1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t/st, h/sh, w/sw)
+        folded = fold(x, self.stride)
+        shortcut = rearrange(folded, "b (g o) t h w -> b g o t h w", o=self.out_channels).mean(1)
+        return self.conv(folded) + shortcut
+
+
+class Upsample(nn.Module):
+    """Convolution and unfolding beside a shortcut that repeats channels and unfolds them."""
+
+    def __init__(self, channels: int, out_channels: int, stride: Stride) -> None:
+        super().__init__()
+        self.stride = stride
+        self.repeats = out_channels * math.prod(stride) // channels
+        self.conv = nn.Conv3d(channels, out_channels * math.prod(stride), (1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t*st, h*sh, w*sw)
+        shortcut = x.repeat(1, self.repeats, 1, 1, 1)
+        return unfold(self.conv(x) + shortcut, self.stride)
+
+
+class Encoder(nn.Module):
+    """Clip (b, c, t, h, w) -> unquantised latents (b, latent_channels, t/ft, h/fh, w/fw)."""
+
+    def __init__(
+        self, in_channels: int, channels: Sequence[int], patch: Stride, strides: Sequence[Stride], blocks: int, out: int
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.gradient_checkpointing = False
+        self.stem = nn.Conv3d(in_channels * math.prod(patch), channels[0], 3, padding=1)
+        layers: list[nn.Module] = []
+        for level, width in enumerate(channels):
+            layers += [ResidualBlock(width) for _ in range(blocks)]
+            if level < len(strides):
+                layers.append(Downsample(width, channels[level + 1], strides[level]))
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Conv3d(channels[-1], out, 1)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        x = self.stem(fold(clip, self.patch))
+        x = _run(self.layers, x, self.gradient_checkpointing and self.training)
+        return self.head(x)  # no norm before it: it would take the clip's brightness, or the height of its edges, away
+
+
+class Decoder(nn.Module):
+    """Latents (b, latent_channels, t, h, w) -> clip (b, c, t*ft, h*fh, w*fw), the mirror of `Encoder`."""
+
+    def __init__(
+        self, latent: int, channels: Sequence[int], patch: Stride, strides: Sequence[Stride], blocks: int, out: int
+    ) -> None:
+        super().__init__()
+        self.patch = patch
+        self.gradient_checkpointing = False
+        self.stem = nn.Conv3d(latent, channels[-1], 3, padding=1)
+        layers: list[nn.Module] = []
+        for level in reversed(range(len(channels))):
+            layers += [ResidualBlock(channels[level]) for _ in range(blocks)]
+            if level > 0:
+                layers.append(Upsample(channels[level], channels[level - 1], strides[level - 1]))
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.GroupNorm(_groups(channels[0]), channels[0])
+        self.head = nn.Conv3d(channels[0], out * math.prod(patch), 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = _run(self.layers, self.stem(z), self.gradient_checkpointing and self.training)
+        return unfold(self.head(F.silu(self.norm(x))), self.patch)
+
+
+def _run(layers: nn.ModuleList, x: Tensor, recompute: bool) -> Tensor:
+    """The layers in order; with `recompute` their activations are computed again in the backward pass."""
+    for layer in layers:
+        x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+    return x
+
+
+class VideoTokenizer(ModelMixin, ConfigMixin):
+    """The 3D VQGAN: `encode` gives normalised latents, `decode` a clip; in between a codebook, FSQ or nothing.
+
+    Latents are normalised per channel by statistics that are saved with the weights; nothing outside this class sees
+    others. `decode` snaps what it is given to the codebook whenever there is one, as in training.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ["norm", "codebook"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        channels: tuple[int, ...] = (64, 128, 256),
+        patch: tuple[int, int, int] = (1, 2, 2),
+        strides: tuple[tuple[int, int, int], ...] = ((2, 2, 2), (2, 2, 2)),
+        blocks: int = 1,
+        latent_channels: int = 3,
+        quantizer: Literal["ema", "fsq", "none"] = "ema",
+        latents: Literal["before", "after"] = "before",
+        codebook_size: int = 1024,
+        codebook_decay: float = 0.99,
+        commitment: float = 0.25,
+        codebook_init: Literal["data", "kmeans"] = "data",
+        restart_after: int = 200,
+        fsq_levels: tuple[int, ...] = (8, 8, 8),
+    ) -> None:
+        """Build an untrained tokenizer.
+
+        Args:
+            in_channels: colours of a clip.
+            channels: width of each level, finest first.
+            patch: extent (t, h, w) folded into channels before the first convolution.
+            strides: down-sampling (t, h, w) after each level but the last; times `patch` gives `factors`.
+            blocks: residual blocks per level, in encoder and decoder each.
+            latent_channels: channels of the latent grid, and of a code.
+            quantizer: "ema" for a codebook with moving averages, "fsq" for finite scalar quantisation, "none".
+            latents: whether `encode` returns values from before or after the quantiser.
+            codebook_size, codebook_decay, commitment, codebook_init, restart_after: see `EMACodebook`.
+            fsq_levels: levels per latent channel, see `FiniteScalarQuantizer`.
+
+        Raises:
+            InputError: settings that contradict each other.
+        """
+        super().__init__()
+        channels, patch = tuple(channels), tuple(patch)
+        strides = tuple(tuple(stride) for stride in strides)
+        _check(channels, patch, strides)
+        self.factors: Stride = tuple(math.prod(axis) for axis in zip(patch, *strides))  # (ft, fh, fw)
+        self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels)
+        self.decoder = Decoder(latent_channels, channels, patch, strides, blocks, in_channels)
+        self.codebook: EMACodebook | FiniteScalarQuantizer | None = None
+        if quantizer == "ema":
+            self.codebook = EMACodebook(
+                codebook_size,
+                latent_channels,
+                decay=codebook_decay,
+                commitment=commitment,
+                restart_after=restart_after,
+                init=codebook_init,
+            )
+        elif quantizer == "fsq":
+            if len(fsq_levels) != latent_channels:
+                raise InputError(f"fsq_levels {tuple(fsq_levels)} must name one level for each of {latent_channels} channels")
+            self.codebook = FiniteScalarQuantizer(tuple(fsq_levels))
+        elif quantizer != "none":
+            raise InputError(f'quantizer must be "ema", "fsq" or "none", not {quantizer!r}')
+        self.latents_mean: Tensor
+        self.latents_std: Tensor
+        self.register_buffer("latents_mean", torch.zeros(latent_channels))
+        self.register_buffer("latents_std", torch.ones(latent_channels))
+        self.use_tiling = False
+        self.tile: Stride = (16, 256, 256)  # in pixels
+        self.tile_overlap: Stride = (8, 64, 64)
+        self.apply(_initialise)
+
+    # --- the door -----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, clip: Tensor) -> Tensor:
+        """Clip (b, c, t, h, w) in -1..1 -> latents (b, latent_channels, t/ft, h/fh, w/fw), normalised per channel."""
+        self.latent_shape(*clip.shape[2:])
+        return self._normalise(self._encode(clip))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (b, c, t, h, w) -> clip (b, 3, t*ft, h*fh, w*fw), about -1..1 (not clamped)."""
+        z = self._snap(self._denormalise(latents)).to(self.dtype)
+        if not self.use_tiling:
+            return self.decoder(z)
+        tile = tuple(max(n // f, 1) for n, f in zip(self.tile, self.factors))
+        overlap = tuple(n // f for n, f in zip(self.tile_overlap, self.factors))
+        return blend_tiles(self.decoder, z, tile, overlap, tuple(Fraction(f) for f in self.factors))
+
+    @torch.no_grad()
+    def quantize(self, latents: Tensor) -> QuantizerOutput:
+        """The codes nearest to latents (b, c, t, h, w); `quantized` is normalised as latents are."""
+        if self.codebook is None:
+            raise InputError('this tokenizer has no codebook (quantizer="none"): it makes latents, not tokens')
+        output = self.codebook.snap(self._denormalise(latents))
+        return output._replace(quantized=self._normalise(output.quantized))
+
+    def tokens(self, clip: Tensor) -> Tensor:
+        """Clip (b, c, t, h, w) in -1..1 -> codebook indices (b, t/ft, h/fh, w/fw), int64."""
+        return self.quantize(self.encode(clip)).tokens
+
+    @torch.no_grad()
+    def decode_tokens(self, tokens: Tensor) -> Tensor:
+        """Codebook indices (b, t, h, w) -> clip (b, 3, t*ft, h*fh, w*fw)."""
+        if self.codebook is None:
+            raise InputError('this tokenizer has no codebook (quantizer="none"): it decodes latents, not tokens')
+        return self.decode(self._normalise(self.codebook.embed(tokens)))
+
+    def forward(self, clip: Tensor) -> TokenizerOutput:
+        """Reconstruct a clip (b, c, t, h, w), differentiably; in training mode the codebook learns from it."""
+        z = self.encoder(clip)
+        if self.codebook is None:
+            zero = z.new_zeros((), dtype=torch.float32)
+            return TokenizerOutput(self.decoder(z), zero, None, zero, zero)
+        codes = self.codebook(z)
+        return TokenizerOutput(self.decoder(codes.quantized), codes.loss, codes.tokens, codes.perplexity, codes.usage)
+
+    # --- latents ------------------------------------------------------------------------------------------------
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """Shape (c, t, h, w) of the latents of such a clip; InputError where the factors do not divide it."""
+        extent = (frames, height, width)
+        if any(n < f or n % f for n, f in zip(extent, self.factors)):
+            nearest = tuple(max(round(n / f), 1) * f for n, f in zip(extent, self.factors))
+            raise InputError(
+                f"a clip of {frames} frames of {height}x{width} cannot be divided by the tokenizer's factors "
+                f"{self.factors}; the nearest that can is {nearest[0]} frames of {nearest[1]}x{nearest[2]}"
+            )
+        t, h, w = (n // f for n, f in zip(extent, self.factors))
+        return self.config.latent_channels, t, h, w
+
+    @torch.no_grad()
+    def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Make `encode` return (z - mean) / std: mean and std (c,) of the latents before normalisation."""
+        self.latents_mean.copy_(mean)
+        self.latents_std.copy_(std.clamp(min=1e-6))
+
+    def _encode(self, clip: Tensor) -> Tensor:
+        clip = clip.to(self.dtype)
+        if self.use_tiling:
+            scale = tuple(Fraction(1, f) for f in self.factors)
+            z = blend_tiles(self.encoder, clip, self.tile, self.tile_overlap, scale)
+        else:
+            z = self.encoder(clip)
+        if self.codebook is None:
+            return z
+        return self.codebook(z).quantized if self.config.latents == "after" else self.codebook.bound(z)
+
+    def _normalise(self, z: Tensor) -> Tensor:
+        return (z.float() - _per_channel(self.latents_mean)) / _per_channel(self.latents_std)
+
+    def _denormalise(self, latents: Tensor) -> Tensor:
+        return latents.float() * _per_channel(self.latents_std) + _per_channel(self.latents_mean)
+
+    def _snap(self, z: Tensor) -> Tensor:
+        return z if self.codebook is None else self.codebook.snap(z).quantized
+
+    # --- the rest -----------------------------------------------------------------------------------------------
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The decoder's last weight, by which the adaptive adversarial weight compares gradients."""
+        return self.decoder.head.weight
+
+    def enable_tiling(self, tile: Stride | None = None, overlap: Stride | None = None) -> None:
+        """Encode and decode in tiles of (frames, height, width) pixels that share `overlap`: memory stays flat.
+
+        Results differ slightly from those of the whole clip, since group norms see one tile at a time.
+        """
+        tile, overlap = tile or self.tile, overlap or self.tile_overlap
+        for n, shared, f in zip(tile, overlap, self.factors):
+            if n % f or shared % f or shared >= n:
+                raise InputError(f"tile {tile} and overlap {overlap} must be multiples of {self.factors}, overlap smaller")
+        self.use_tiling, self.tile, self.tile_overlap = True, tile, overlap
+
+    def disable_tiling(self) -> None:
+        """Encode and decode clips whole again."""
+        self.use_tiling = False
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that name these settings and weights: the key of a latent cache."""
+        settings = {name: value for name, value in self.config.items() if not name.startswith("_")}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.float().view(1, -1, 1, 1, 1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Variance-preserving weights; residual branches begin as the identity."""
+    if isinstance(module, nn.Conv3d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, ResidualBlock):  # visited after its own convolutions
+        nn.init.zeros_(module.conv2.weight)
+
+
+def _check(channels: tuple[int, ...], patch: Stride, strides: tuple[Stride, ...]) -> None:
+    if len(strides) != len(channels) - 1:
+        raise InputError(f"{len(channels)} levels of channels {channels} need {len(channels) - 1} strides, not {len(strides)}")
+    for fine, coarse, stride in zip(channels, channels[1:], strides):
+        if (fine * math.prod(stride)) % coarse:
+            raise InputError(f"channels {coarse} must divide the {fine} x {math.prod(stride)} channels folded by stride {stride}")
+    if len(patch) != 3 or min(patch) < 1:
+        raise InputError(f"patch must be three whole numbers (t, h, w) of at least 1, not {patch}")
+
+
+VideoTokenizer.__module__ = "vqvdm"  # what saved pipelines record: the door, so that files may move behind it

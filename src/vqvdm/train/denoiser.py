@@ -1,0 +1,235 @@
+"""Stage 2: train the denoiser (`vqvdm train denoiser`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from vqvdm import __version__
+from vqvdm.data import open_dataset
+from vqvdm.denoiser import VideoDenoiser
+from vqvdm.diffusion import Objective
+from vqvdm.errors import InputError
+from vqvdm.latents import LatentCache
+from vqvdm.loading import load_tokenizer
+from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.recipe import Recipe
+from vqvdm.tokenizer import VideoTokenizer
+from vqvdm.train.loop import make_accelerator, train
+from vqvdm.train.optimization import (
+    autocast,
+    averaged_copy,
+    channels_last,
+    clip_gradients,
+    learning_rate,
+    make_adamw,
+    set_learning_rate,
+    synchronised,
+    update_average,
+    usable_copy,
+)
+from vqvdm.train.order import Batch, seed_of
+from vqvdm.video import grid, write_sheet, write_video
+
+SHOWN_CLASSES = 16  # at most, in each sheet
+SHOWN_UNCONDITIONAL = 8
+
+
+def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
+    """Train the denoiser (stage 2) on a run's latents; the same command again resumes.
+
+    Several processes: torchrun --nproc-per-node N -m vqvdm train denoiser RECIPE.
+
+    Args:
+        recipe: a packaged recipe, a YAML file, or a run folder.
+        overrides: changes as key=value, such as denoiser.training.steps=500.
+        run: the run folder; by default runs/ and the recipe's name.
+    """
+    settings = Recipe.load(recipe, overrides, check_models=True)
+    print(f"pipeline in {train_denoiser(settings, run or Path('runs') / settings.name)}")
+    PartialState().destroy_process_group()
+
+
+def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") -> Path:
+    """Train stage 2 of `recipe` in the folder `run`, from its last checkpoint if there is one.
+
+    Args:
+        recipe: with a tokenizer, `run`/tokenizer and `run`/latents must be there; without, pixels are diffused.
+        run: the run folder; made if absent.
+        progress: heads the progress bar.
+
+    Returns:
+        `run`/pipeline, for `VQVDMPipeline.from_pretrained`: tokenizer, denoiser (averaged weights if the recipe keeps
+        an average), scheduler, class names and default sizes.
+
+    Raises:
+        InputError: recipe, data, latents, checkpoint or disk do not allow it.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
+    """
+    run = Path(run)
+    accelerator = make_accelerator(recipe.denoiser.training, run)
+    tokenizer = None if recipe.tokenizer is None else open_tokenizer(run)
+    with accelerator.main_process_first():
+        if tokenizer is None:
+            dataset: Dataset[Any] = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
+        else:
+            dataset = open_latents(run, tokenizer)
+    stage = _DenoiserStage(recipe, accelerator, dataset, tokenizer)
+    return train(stage, accelerator, dataset, recipe, run, progress)
+
+
+def open_tokenizer(run: Path) -> VideoTokenizer:
+    """The run's trained tokenizer; InputError with the command to run if there is none."""
+    if not (run / "tokenizer" / "config.json").is_file():
+        raise InputError(f"{run} holds no tokenizer; train it first: vqvdm train tokenizer RECIPE --run {run}")
+    return load_tokenizer(run / "tokenizer", "cpu").eval().requires_grad_(False)
+
+
+def open_latents(run: Path, tokenizer: VideoTokenizer) -> LatentCache:
+    """The run's latent cache; InputError with the command to run if it is absent or of another tokenizer."""
+    try:
+        return LatentCache(run / "latents", tokenizer.fingerprint())
+    except InputError as error:
+        raise InputError(f"{error}: vqvdm encode RECIPE --run {run}") from error
+
+
+class _DenoiserStage:
+    """Network, optimiser and the update of stage 2."""
+
+    name = "denoiser"
+    export = "pipeline"
+
+    def __init__(
+        self, recipe: Recipe, accelerator: Accelerator, dataset: Any, tokenizer: VideoTokenizer | None
+    ) -> None:
+        self.recipe, self.accelerator = recipe, accelerator
+        self.training, self.classes = recipe.denoiser.training, tuple(dataset.classes)
+        self.workers = recipe.data.workers if tokenizer is None else 0  # a cache is read faster than a worker answers
+        self.field = "clip" if tokenizer is None else "latents"
+        self.tokenizer = None if tokenizer is None else tokenizer.to(accelerator.device)
+        self.fps = float(np.median([float(dataset[index]["fps"]) for index in range(min(len(dataset), 64))]))
+        self.objective = Objective(**asdict(recipe.denoiser.diffusion))
+
+        arguments = {"num_classes": len(self.classes), **recipe.denoiser.model}
+        arguments["in_channels"] = dataset[0][self.field].shape[0]
+        torch.manual_seed(seed_of(self.training.seed, "denoiser"))
+        self.denoiser = channels_last(VideoDenoiser(**arguments)).to(accelerator.device)
+        self.num_classes = int(self.denoiser.config["num_classes"])
+        if 0 < self.num_classes < len(self.classes):
+            raise InputError(
+                f"denoiser.model.num_classes is {self.num_classes}, the data has {len(self.classes)} classes"
+            )
+        self.average = averaged_copy(self.denoiser) if self.training.ema_decay > 0 else None
+        if self.training.gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        if self.training.compile:
+            self.denoiser.compile()
+
+        self.optimizer = make_adamw(
+            self.denoiser, self.training.learning_rate, self.training.betas, self.training.weight_decay
+        )
+        self.forward = accelerator.prepare_model(self.denoiser)
+        self.modules: dict[str, nn.Module] = {"model": self.denoiser}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
+        if self.average is not None:
+            self.modules["ema"] = self.average
+        settings = {name: value for name, value in self.denoiser.config.items() if not name.startswith("_")}
+        self.architecture: dict[str, Any] = {
+            **{f"denoiser.model.{name}": value for name, value in settings.items()},
+            **{f"denoiser.diffusion.{name}": value for name, value in asdict(self.objective).items()},
+            "denoiser.training.ema_decay > 0": self.training.ema_decay > 0,
+            "tokenizer (its fingerprint)": None if tokenizer is None else tokenizer.fingerprint(),
+        }
+
+    def update(self, step: int, batches: list[Batch]) -> dict[str, Tensor | float]:
+        """One update of the denoiser."""
+        rate = learning_rate(self.training, step)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.accelerator.device)
+        for batch in batches:
+            with synchronised(self.forward, batch.last):
+                with autocast(self.accelerator.device, self.training.precision):
+                    loss = self.denoising_loss(batch) / len(batches)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        norm = clip_gradients(self.denoiser.parameters(), self.training.clip_norm)
+        self.optimizer.step()
+        if self.average is not None:
+            update_average(self.average, self.denoiser, self.training.ema_decay, step)
+        return {"loss": total, "gradient_norm": norm, "learning_rate": rate}
+
+    def denoising_loss(self, batch: Batch) -> Tensor:
+        """The objective's loss on one micro-batch, a scalar."""
+        latents, fps, labels = batch[self.field], batch["fps"], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
+        noise, uniform = batch.noise_like(latents), batch.strata("time").to(latents.device)
+        return self.objective.loss(lambda x, t: self.forward(x, t, labels, fps), latents, noise, uniform).mean()
+
+    def dropped(self, batch: Batch) -> Tensor | None:
+        """Class labels (b,), each replaced by the null class with the recipe's probability; None without classes."""
+        if self.num_classes == 0:
+            return None
+        labels = batch["class_label"]
+        null = (batch.uniform("class") < self.recipe.denoiser.class_dropout).to(labels.device)
+        return labels.masked_fill(null, self.num_classes)
+
+    # --- once in a while ----------------------------------------------------------------------------------------
+
+    def notice(self, figures: Mapping[str, float]) -> str | None:
+        """Nothing to warn of."""
+        return None
+
+    def write_samples(self, step: int, folder: Path) -> dict[str, float]:
+        """Generated clips, one of each class, as a sheet and a video; the same noise every time."""
+        pipeline = self._pipeline(step)
+        pipeline.set_progress_bar_config(disable=True)
+        ids = list(range(self.num_classes))[:SHOWN_CLASSES] if self.num_classes else None
+        number = len(ids) if ids else SHOWN_UNCONDITIONAL
+        generators = [torch.Generator().manual_seed(k) for k in range(number)]
+        with autocast(self.accelerator.device, self.training.precision):
+            frames, _, _ = pipeline(
+                class_labels=ids,
+                num_videos_per_prompt=1 if ids else number,
+                generator=generators,
+                output_type="np",
+                return_dict=False,
+            )
+        videos = list((np.asarray(frames) * 255).round().astype(np.uint8))  # each (t, h, w, c)
+        names = None if ids is None else [self.classes[i] if i < len(self.classes) else str(i) for i in ids]
+        metadata = {"generator": f"vqvdm {__version__}", "ai_generated": True, "step": step}
+        write_sheet(folder / f"denoiser-{step:08d}.png", videos, names, metadata=metadata)
+        columns = math.ceil(math.sqrt(number))
+        write_video(folder / f"denoiser-{step:08d}.mp4", grid(videos, columns), self.fps, metadata=metadata)
+        return {}
+
+    def write_model(self, step: int, folder: Path, last: bool) -> dict[str, float]:
+        """The whole pipeline."""
+        self._pipeline(step).save_pretrained(folder)
+        return {}
+
+    def _pipeline(self, step: int) -> VQVDMPipeline:
+        denoiser = usable_copy(self.denoiser if self.average is None else self.average)
+        data, sampling = self.recipe.data, self.recipe.sampling
+        return VQVDMPipeline(
+            tokenizer=self.tokenizer,
+            denoiser=denoiser,
+            scheduler=self.objective.make_scheduler(sampling.scheduler),
+            id2label=dict(enumerate(self.classes)) if self.num_classes else None,
+            fps=self.fps,
+            num_frames=data.frames,
+            height=data.size,
+            width=data.size,
+            num_inference_steps=sampling.steps,
+            guidance_scale=sampling.guidance_scale,
+            guidance_interval=sampling.guidance_interval,
+            about={"recipe": self.recipe.name, "data": data.path, "steps": step, "seed": self.training.seed},
+        )

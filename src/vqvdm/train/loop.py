@@ -1,0 +1,324 @@
+"""The loop both stages share: it owns what happens once in a while, the stage owns the update."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import Dataset
+
+from vqvdm import __version__
+from vqvdm.errors import InputError
+from vqvdm.recipe import Recipe, TrainingRecipe
+from vqvdm.structure import plain
+from vqvdm.train.checkpoint import (
+    Checkpoint,
+    check_fits,
+    differences,
+    latest_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    whole_folder,
+    write_checkpoint,
+)
+from vqvdm.train.interrupt import Interrupt
+from vqvdm.train.log import Log, Meter, Progress
+from vqvdm.train.optimization import fast_bf16
+from vqvdm.train.order import Batch, Order, seed_of, updates
+
+AGREE_EVERY = 8  # updates between two looks at the other processes' signals
+SHOWN = ("loss", "psnr", "usage", "gradient_norm", "clips_per_second")  # figures beside the progress bar
+
+
+class Stage(Protocol):
+    """What the loop needs to know of a stage."""
+
+    name: str  # "tokenizer" or "denoiser": in checkpoints, log and samples
+    export: str  # the exported model's folder in the run, replaced at each checkpoint
+    training: TrainingRecipe
+    workers: int  # loader processes
+    modules: dict[str, nn.Module]  # saved and restored, by file name
+    optimizers: dict[str, Optimizer]  # likewise
+    architecture: dict[str, Any]  # dotted recipe keys in which a checkpoint must agree, with plain values
+
+    def update(self, step: int, batches: list[Batch]) -> Mapping[str, Tensor | float]:
+        """One optimiser update; returns scalars to log, among them `loss` and `gradient_norm`."""
+        ...
+
+    def notice(self, figures: Mapping[str, float]) -> str | None:
+        """A warning that the averaged figures call for."""
+        ...
+
+    def write_samples(self, step: int, folder: Path) -> Mapping[str, float]:
+        """Write pictures for the eye into `folder`; returns figures to log. Main process only."""
+        ...
+
+    def write_model(self, step: int, folder: Path, last: bool) -> Mapping[str, float]:
+        """Write the model as others use it into `folder`; returns figures to keep beside it. Main process only."""
+        ...
+
+
+def train(
+    stage: Stage, accelerator: Accelerator, dataset: Dataset[Any], recipe: Recipe, run: Path, description: str
+) -> Path:
+    """Train `stage` to its last update, from its last checkpoint if there is one; return the exported model's folder.
+
+    Args:
+        stage: knows one update, and what to save.
+        accelerator: from `make_accelerator`.
+        dataset: map-style; `dataset[(index, draw)]` is a dict of tensors.
+        recipe: saved with the run.
+        run: the run folder.
+        description: heads the progress bar.
+
+    Raises:
+        InputError: a checkpoint of another architecture, a full disk, or NaN twice.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
+    """
+    training, session = stage.training, _Session(stage, accelerator, dataset, recipe, run, description)
+    session.begin()
+    with Interrupt() as interrupt:
+        while session.counters.step < training.steps:
+            session.update()
+
+            # Once in a while
+            step, finished = session.counters.step, session.counters.step == training.steps
+            stopping = _agreed(interrupt, accelerator, step)
+            saving = stopping or finished or step % training.checkpoint_every == 0
+            sampling = finished or step % training.sample_every == 0
+            logging = step % training.log_every == 0
+            if (logging or sampling or saving) and not session.log_figures():
+                session.roll_back()
+                continue
+            if saving:
+                session.save()
+            if stopping:
+                session.progress.say(f"stopped at update {step}; run the same command again to go on from there")
+                raise KeyboardInterrupt
+            if sampling:
+                session.sample()
+            if saving and not finished:
+                session.export_model(last=False)
+        if session.exported_step() != session.counters.step:
+            session.export_model(last=True)
+    session.end()
+    return session.export
+
+
+def make_accelerator(training: TrainingRecipe, run: Path) -> Accelerator:
+    """Device, processes and trackers; precision is the stage's own matter (`optimization.autocast`).
+
+    Raises:
+        InputError: a tracker is not installed, or the run folder cannot be made.
+    """
+    available = {str(tracker.value) for tracker in get_available_trackers()}
+    missing = [tracker for tracker in training.trackers if tracker not in available]
+    if missing:
+        raise InputError(f"training.trackers asks for {missing[0]}, which is not installed: pip install {missing[0]}")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the run folder {run} cannot be made: {error.strerror}") from error
+    return Accelerator(
+        mixed_precision="no",
+        log_with=list(training.trackers) or None,
+        project_dir=run,
+        # Codebook and LeCam average over the processes themselves.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+def _agreed(interrupt: Interrupt, accelerator: Accelerator, step: int) -> bool:
+    """Whether any process was asked to stop; all processes get the same answer at the same update."""
+    if accelerator.num_processes == 1:
+        return interrupt.requested
+    if step % AGREE_EVERY:
+        return False
+    flag = torch.tensor(float(interrupt.requested), device=accelerator.device)
+    return bool(accelerator.reduce(flag, "sum") > 0)
+
+
+@dataclass
+class _Counters:
+    """How far a training is; saved with each checkpoint."""
+
+    step: int = 0  # updates done
+    rollbacks: int = 0  # times it went back after NaN; part of every seed
+    seconds: float = 0.0  # spent in updates
+
+
+class _Session:
+    """One call of `train`: the pieces of work that its loop puts in order."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        accelerator: Accelerator,
+        dataset: Dataset[Any],
+        recipe: Recipe,
+        run: Path,
+        description: str,
+    ) -> None:
+        self.stage, self.accelerator, self.dataset, self.training = stage, accelerator, dataset, stage.training
+        self.recipe, self.run, self.export = recipe, run, run / stage.export
+        self.folder = run / "checkpoints" / stage.name
+        self.main = accelerator.is_main_process
+        self.counters = _Counters()
+        self.meter, self.rolled_back = Meter(), False
+        checkpoint = latest_checkpoint(self.folder)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.progress = Progress(description, self.counters.step, stage.training.steps, quiet=not self.main)
+        self.log = Log(run / "log.jsonl", stage.name, self.counters.step, accelerator)
+        self.resumed_from = checkpoint
+
+    def begin(self) -> None:
+        """Say what is about to happen, write the recipe, and a first checkpoint before any work could be lost."""
+        self.accelerator.wait_for_everyone()
+        if self.training.precision == "bf16" and not fast_bf16(self.accelerator.device):
+            self.progress.say("precision: this processor is slow at bf16, so float32 is used")
+        if self.main:
+            self.recipe.save(self.run / "recipe.yaml")
+        if self.training.trackers:
+            self.accelerator.init_trackers("vqvdm", config={"recipe": self.recipe.to_yaml()})
+        if self.resumed_from is None:
+            self.save()
+        else:
+            changes = differences(self.resumed_from.state["recipe"], plain(self.recipe))
+            self.progress.say(
+                "\n".join([f"going on from {self.resumed_from.folder}", *(f"  changed: {c}" for c in changes)])
+            )
+        self._start_from_here()
+
+    def update(self) -> None:
+        """One update, all of whose chance follows from seed and step."""
+        counters = self.counters
+        micro_batches = next(self.batches)
+        torch.manual_seed(
+            seed_of(self.training.seed, counters.rollbacks, counters.step, self.accelerator.process_index)
+        )
+        self.meter.add(self.stage.update(counters.step, micro_batches))
+        counters.step += 1
+        self.progress.update(counters.step)
+
+    def log_figures(self) -> bool:
+        """Log the averages since the last time; False, and nothing logged, if the training has gone to NaN."""
+        figures = self.meter.read(self.accelerator)
+        if not all(math.isfinite(figures[name]) for name in ("loss", "gradient_norm")):
+            return False
+        seconds, done = time.perf_counter() - self.mark, self.counters.step - self.marked_step
+        self.counters.seconds += seconds
+        figures["clips_per_second"] = done * self.order.size / seconds
+        self.log.write(self.counters.step, {**figures, "seconds": self.counters.seconds})
+        self.progress.show({name: figures[name] for name in SHOWN if name in figures})
+        if warning := self.stage.notice(figures):
+            self.progress.say(f"warning: {warning}")
+        self._mark()
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        if self.main:
+            tensors = {name: module.state_dict() for name, module in self.stage.modules.items()}
+            tensors |= {name: optimizer_tensors(optimizer) for name, optimizer in self.stage.optimizers.items()}
+            state = {
+                **asdict(self.counters),
+                "vqvdm": __version__,
+                "torch": torch.__version__,
+                "architecture": dict(self.stage.architecture),
+                "recipe": plain(self.recipe),
+            }
+            write_checkpoint(self.folder, tensors, state, self.training.keep_checkpoints)
+        self._mark()
+
+    def sample(self) -> None:
+        """Write samples."""
+        if self.main:
+            folder = self.run / "samples"
+            folder.mkdir(exist_ok=True)
+            figures = self.stage.write_samples(self.counters.step, folder)
+            if figures:
+                self.log.write(self.counters.step, figures)
+                self.progress.say("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        self._mark()
+
+    def export_model(self, last: bool) -> None:
+        """Replace the exported model."""
+        if self.main:
+            step = self.counters.step
+            with whole_folder(self.export) as folder:
+                figures = self.stage.write_model(step, folder, last)
+                record = {"step": step, "seconds": self.counters.seconds, **figures}
+                (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        self._mark()
+
+    def exported_step(self) -> int | None:
+        """The update the exported model is of; None if there is no export."""
+        path = self.export / "training.json"
+        return json.loads(path.read_text(encoding="utf-8"))["step"] if path.exists() else None
+
+    def roll_back(self) -> None:
+        """After NaN: once, return to the last checkpoint and go on with another order and other noise."""
+        step, reason = self.counters.step, "the loss or its gradient is not finite (NaN)"
+        checkpoint = latest_checkpoint(self.folder)
+        if self.rolled_back or checkpoint is None:
+            raise InputError(
+                f"stopped at update {step}: {reason} again, after one return to the last checkpoint, which is kept in "
+                f"{self.folder}. A lower {self.stage.name}.training.learning_rate, a longer warmup, a smaller "
+                "clip_norm or precision=float32 may help"
+            )
+        self._restore(checkpoint)
+        self.counters.rollbacks += 1
+        self.rolled_back = True
+        self.meter = Meter()
+        self.log = Log(self.run / "log.jsonl", self.stage.name, checkpoint.step, self.accelerator)
+        self.progress.say(
+            f"at update {step} {reason}: back to update {checkpoint.step}, with another order of the data"
+        )
+        self.progress.update(checkpoint.step)
+        self._start_from_here()
+
+    def end(self) -> None:
+        """Wait for the main process's files, and close what is open."""
+        self.accelerator.wait_for_everyone()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.progress.close()
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        check_fits(checkpoint, self.stage.architecture)
+        for name, module in self.stage.modules.items():
+            module.load_state_dict(checkpoint.tensors(name))
+        for name, optimizer in self.stage.optimizers.items():
+            load_optimizer(optimizer, checkpoint.tensors(name))
+        self.counters = _Counters(**{name: checkpoint.state[name] for name in asdict(self.counters)})
+
+    def _start_from_here(self) -> None:
+        training, accelerator = self.training, self.accelerator
+        self.order = Order(
+            seed=seed_of(training.seed, self.counters.rollbacks),
+            length=len(self.dataset),  # type: ignore[arg-type]
+            batch=training.batch,
+            accumulate=training.accumulate,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+        )
+        self.batches: Iterator[list[Batch]] = updates(
+            self.order, self.dataset, self.counters.step, training.steps, self.stage.workers, accelerator.device
+        )
+        self._mark()
+
+    def _mark(self) -> None:
+        """Time from here on counts as training."""
+        self.mark, self.marked_step = time.perf_counter(), self.counters.step

@@ -1,0 +1,110 @@
+"""The arithmetic of an update: learning rate, AdamW, gradient norm, averaged weights, precision."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW
+
+from vqvdm.recipe import TrainingRecipe
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def learning_rate(training: TrainingRecipe, step: int) -> float:
+    """The learning rate of update `step`, from 0: linear warm-up, then a cosine (Loshchilov and Hutter 2017, eq. 5).
+
+    A function of the step alone, so that nothing of it needs saving.
+    """
+    if step < training.warmup:
+        return training.learning_rate * (step + 1) / training.warmup
+    progress = min((step - training.warmup) / max(training.steps - training.warmup, 1), 1.0)
+    share = 0.5 * (1 + math.cos(math.pi * progress))
+    return training.learning_rate * (training.final_learning_rate + (1 - training.final_learning_rate) * share)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Make `rate` the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def make_adamw(model: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float = 0.0) -> AdamW:
+    """AdamW (fused) in which biases and norms do not decay."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return AdamW([group for group in groups if group["params"]], lr=rate, betas=betas, fused=True)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+    """Scale the gradients to a norm of at most `largest` (0: leave them) and return the norm before, a scalar."""
+    return torch.nn.utils.clip_grad_norm_(parameters, largest if largest > 0 else math.inf)
+
+
+def averaged_copy(model: Model) -> Model:
+    """A copy for `update_average` to keep; it is never trained and always in evaluation mode."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """average <- d * average + (1 - d) * model with d = min(decay, (1 + step) / (10 + step)); buffers are copied.
+
+    The decay warms up so that early, bad weights are soon forgotten. It is a function of the step alone (torch's
+    `AveragedModel` keeps its own counter, one more thing to save, and reads it from the device at every update).
+    """
+    d = min(decay, (1 + step) / (10 + step))
+    kept_weights: list[Tensor] = list(average.parameters())
+    weights: list[Tensor] = list(model.parameters())
+    torch._foreach_lerp_(kept_weights, weights, 1 - d)
+    for kept, current in zip(average.buffers(), model.buffers(), strict=True):
+        kept.copy_(current)
+
+
+def usable_copy(model: Model) -> Model:
+    """A copy to use or to save: evaluation mode, no gradients, weights laid out as files hold them."""
+    copied = averaged_copy(model)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.contiguous()
+    return copied
+
+
+def channels_last(model: Model) -> Model:
+    """The same model with the weights of its convolutions stored channels-last, as the fast kernels want them."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for parameter in model.parameters():
+        if parameter.ndim in layouts:
+            parameter.data = parameter.data.contiguous(memory_format=layouts[parameter.ndim])
+    return model
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 arithmetic where the recipe asks for it and the device is fast at it; float32 otherwise."""
+    enabled = precision == "bf16" and fast_bf16(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 pays: on x86 processors without bf16 instructions it is up to a hundred times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        abilities = torch.cpu.get_capabilities()
+        is_x86 = abilities.get("architecture") == "x86_64"
+        return not is_x86 or bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    return True
+
+
+def synchronised(model: nn.Module, last: bool) -> AbstractContextManager[object]:
+    """Around forward and backward: gradients are averaged over the processes only in an update's last micro-batch."""
+    if isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()

@@ -1,0 +1,147 @@
+"""Chance in training: every random number is a function of the seed, the update and the sample, and of nothing else.
+
+Samples are numbered through the whole training, over all processes: update `step` takes the numbers
+`step * size .. (step + 1) * size - 1`. A sample's number alone says which clip it is, how it is cut and which noise it
+meets. So a resumed training continues exactly where it stopped without any stored random state, and two processes
+train on exactly the samples that one process with the double batch would.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vqvdm.train.interrupt import leave_signals_to_parent
+
+
+def seed_of(*parts: int | str) -> int:
+    """A seed in 0..2**63-1 that depends on all parts, evenly and without pattern (SHA-256)."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(*parts: int | str) -> torch.Generator:
+    """A CPU generator seeded with `seed_of(*parts)`: the same numbers on every device and in every process."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which samples each update sees, and which of them this process computes.
+
+    Args:
+        seed: seeds order, windows, crops, noise.
+        length: clips in the data set; each is seen once per epoch, in an order of its own.
+        batch: samples per process and micro-batch.
+        accumulate: micro-batches per update.
+        rank, processes: this process, and how many there are.
+    """
+
+    seed: int
+    length: int
+    batch: int
+    accumulate: int = 1
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def size(self) -> int:
+        """Samples of one update, over all micro-batches and processes."""
+        return self.batch * self.accumulate * self.processes
+
+    def numbers(self, step: int, micro: int) -> range:
+        """The sample numbers of this process's micro-batch."""
+        first = step * self.size + (micro * self.processes + self.rank) * self.batch
+        return range(first, first + self.batch)
+
+    def pick(self, number: int) -> tuple[int, int]:
+        """(index, draw) of a sample number: the clip, and the seed of its window, crop and flip (0..2**31-1)."""
+        epoch, place = divmod(number, self.length)
+        return _permutation(self.seed, epoch, self.length)[place], seed_of(self.seed, "draw", number) % 2**31
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, length: int) -> list[int]:
+    return torch.randperm(length, generator=generator(seed, "epoch", epoch)).tolist()
+
+
+class _StepSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, draw) for the updates `first` .. `last - 1`."""
+
+    def __init__(self, order: Order, first: int, last: int) -> None:
+        self.order, self.first, self.last = order, first, last
+
+    def __len__(self) -> int:
+        return (self.last - self.first) * self.order.accumulate
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.first, self.last):
+            for micro in range(self.order.accumulate):
+                yield [self.order.pick(number) for number in self.order.numbers(step, micro)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch on the device, and the chance that belongs to its samples."""
+
+    data: dict[str, Tensor]
+    numbers: Sequence[int]  # the samples' numbers in the whole training
+    seed: int
+    size: int  # samples of the whole update
+    last: bool  # the update's last micro-batch
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.data[name]
+
+    def noise_like(self, x: Tensor) -> Tensor:
+        """Standard normal noise of x's shape, device and type; each sample has its own generator."""
+        noise = [torch.randn(x.shape[1:], generator=generator(self.seed, "noise", n)) for n in self.numbers]
+        return torch.stack(noise).to(x)
+
+    def uniform(self, purpose: str) -> Tensor:
+        """(b,) independent numbers in 0..1, float32 on the CPU; other purposes get other numbers."""
+        return torch.cat([torch.rand(1, generator=generator(self.seed, purpose, n)) for n in self.numbers])
+
+    def strata(self, purpose: str) -> Tensor:
+        """(b,) numbers in 0..1, float32 on the CPU, spread evenly over the whole update.
+
+        One random offset per update, then equal distances: each number alone is uniform, and the mean over an update
+        varies less than with independent ones (Kingma et al. 2021, "Variational Diffusion Models", appendix I.1).
+        """
+        step = self.numbers[0] // self.size
+        offset = torch.rand(1, generator=generator(self.seed, purpose, step), dtype=torch.float64)
+        places = torch.tensor([n % self.size for n in self.numbers], dtype=torch.float64)
+        return ((offset + places / self.size) % 1.0).float()
+
+
+def updates(
+    order: Order, dataset: Dataset[Any], first: int, last: int, workers: int, device: torch.device
+) -> Iterator[list[Batch]]:
+    """The micro-batches of each update from `first` to `last - 1`, on the device.
+
+    Args:
+        dataset: map-style; `dataset[(index, draw)]` is a dict of tensors.
+        workers: loader processes; 0 loads in this process.
+    """
+    loader = DataLoader(
+        dataset,
+        batch_sampler=_StepSampler(order, first, last),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_parent,
+    )
+    loaded = iter(loader)
+    for step in range(first, last):
+        micro_batches = []
+        for micro in range(order.accumulate):
+            data = {name: value.to(device, non_blocking=True) for name, value in next(loaded).items()}
+            last_micro = micro == order.accumulate - 1
+            micro_batches.append(Batch(data, order.numbers(step, micro), order.seed, order.size, last_micro))
+        yield micro_batches

@@ -1,0 +1,139 @@
+"""`vqvdm data`: look at a folder of videos before training on it."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vqvdm.data.clips import ClipTiming, describe, stretch
+from vqvdm.data.index import Entry, build_index, cache_file
+from vqvdm.data.layouts import Listing, find_videos
+from vqvdm.decode import VideoInfo
+
+_SHOWN = 10  # absent files, classes without videos, ...: so many are named, the rest counted
+
+
+def check(
+    path: str,
+    *,
+    layout: Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"] = "auto",
+    split: int = 1,
+    frames: int = 16,
+    fps: float | None = None,
+    stride: int = 1,
+    refresh: bool = False,
+) -> int:
+    """Report what a folder of videos holds: counts, classes, lengths, frame rates, and every bad file with its reason.
+
+    Args:
+        path: a folder in any known layout, or a manifest (.csv, .jsonl).
+        layout: how the folder is laid out; auto finds out.
+        split: UCF-101's split list, 1 to 3 (0: every video).
+        frames: frames of a clip, to count the videos that are too short.
+        fps: frame rate of a clip in frames per second.
+        stride: without fps, take every so many-th frame.
+        refresh: decode every file again instead of trusting the cached index.
+
+    Returns:
+        0, or 1 if there are bad files. Raises InputError if nothing is found.
+    """
+    timing = ClipTiming(frames, fps, stride)
+    listing = find_videos(path, layout, split)
+    index = build_index(listing.root, [sample.path for sample in listing.samples], refresh=refresh)
+    # Paths and reasons are facts to copy: no colouring of numbers, and wrapped by the terminal, not by us.
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_summary(listing, index, timing))
+    if listing.classes:
+        console.print(_classes(listing))
+    _print_list(console, "Listed, but absent", listing.absent)
+    infos = [(path, entry.info) for path, entry in index.items() if entry.info is not None]
+    _print_list(console, "Damaged, but usable", [f"{path}: {info.note}" for path, info in infos if info.note], None)
+    bad = [f"{path}: {entry.error}" for path, entry in index.items() if entry.info is None]
+    _print_list(console, "Bad files, left out", bad, None)
+    return 1 if bad else 0
+
+
+def _summary(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    infos = [entry.info for entry in index.values() if entry.info is not None]
+    counts = ", ".join(f"{name} {len(listing.of_split(name))}" for name in ("train", "test"))
+    rows = [
+        ("folder", str(listing.root)),
+        ("layout", listing.layout),
+        ("videos", f"{len(listing.samples)} ({counts}); {len(index) - len(infos)} bad"),
+        ("split", listing.split_source),
+        ("classes", str(len(listing.classes)) if listing.classes else "none (unlabelled)"),
+    ]
+    if listing.unlisted:
+        rows.append(("unlisted", f"{listing.unlisted} videos on disk are in neither list"))
+    if infos:
+        assumed = " (assumed: frame folders carry none)" if listing.layout == "frames" else ""
+        rows += [
+            ("frames", _spread([info.frames for info in infos]) + f", together {sum(info.frames for info in infos):,}"),
+            ("seconds", _spread([info.seconds for info in infos])),
+            ("frame rates", _histogram(_rate(info) for info in infos) + assumed),
+            ("sizes", _histogram(f"{info.width}x{info.height}" for info in infos)),
+        ]
+    rows += [("too short", _too_short(listing, index, timing)), ("index", str(cache_file(listing.root)))]
+    for name, value in rows:
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    return table
+
+
+def _rate(info: VideoInfo) -> str:
+    return f"{info.fps:.5g} fps" + (" (uneven)" if info.times is not None else "")
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{min(values):.4g} to {max(values):.4g}, median {statistics.median(values):.4g}"
+
+
+def _histogram(values: Iterable[str]) -> str:
+    common = Counter(values).most_common()
+    rest = sum(count for _, count in common[_SHOWN:])
+    shown = [f"{value}: {count}" for value, count in common[:_SHOWN]]
+    return ", ".join(shown + ([f"others: {rest}"] if rest else []))
+
+
+def _too_short(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -> str:
+    short = readable = 0
+    for sample in listing.samples:
+        info = index[sample.path].info
+        if info is None:
+            continue
+        readable += 1
+        times = info.frame_times()
+        first, end = stretch(sample, times)
+        short += timing.starts(times[first:end], info.fps) == 0
+    return f"{short} of {readable} for {describe(timing)}"
+
+
+def _classes(listing: Listing) -> Table:
+    table = Table("id", "class", "train", "test", box=None, pad_edge=False, header_style="bold")
+    counts = {name: Counter(sample.label for sample in listing.of_split(name)) for name in ("train", "test")}
+    empty = 0
+    for number, name in enumerate(listing.classes):
+        train, test = counts["train"][name], counts["test"][name]
+        empty += train + test == 0
+        if train + test:
+            table.add_row(str(number), escape(name), str(train), str(test))
+    if empty:
+        table.add_row("", f"({empty} classes without videos)", "", "")
+    return table
+
+
+def _print_list(console: Console, title: str, lines: Sequence[str], most: int | None = _SHOWN) -> None:
+    """A titled list; `most` None shows every line."""
+    if not lines:
+        return
+    console.print(f"\n[bold]{title}: {len(lines)}[/bold]")
+    for line in lines[:most]:
+        console.print("  " + escape(line))
+    if most is not None and len(lines) > most:
+        console.print(f"  ... and {len(lines) - most} more")

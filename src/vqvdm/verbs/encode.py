@@ -1,0 +1,64 @@
+"""`vqvdm encode`: write the latent cache between the two stages."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from vqvdm.data import open_dataset
+from vqvdm.errors import InputError
+from vqvdm.latents import StorageType, write_latents
+from vqvdm.loading import load_tokenizer, pick_device
+from vqvdm.recipe import Recipe
+
+
+def main(
+    recipe: str,
+    *overrides: str,
+    run: Path | None = None,
+    dtype: StorageType = "float16",
+    device: str = "auto",
+) -> None:
+    """Encode the training clips with a run's tokenizer, once.
+
+    Called again it completes an interrupted cache, leaves a finished one alone, and replaces that of another
+    tokenizer or data recipe.
+
+    Args:
+        recipe: a packaged recipe or a YAML file.
+        overrides: changes as key=value, such as latents.windows=4.
+        run: the run folder; reads tokenizer/ and writes latents/. By default runs/ and the recipe's name.
+        dtype: in which latents are stored.
+        device: cpu, cuda, mps or auto.
+    """
+    settings = Recipe.load(recipe, overrides)
+    folder = encode(settings, run or Path("runs") / settings.name, dtype=dtype, device=device)
+    print(f"latents in {folder}")
+
+
+def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device: str = "auto") -> Path:
+    """Write `run`/latents from `run`/tokenizer and the recipe's training clips; return the cache's folder.
+
+    Raises:
+        InputError: the recipe has no tokenizer, the run has none yet, or the data cannot be read or stored.
+    """
+    if recipe.tokenizer is None:
+        raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null); it needs no latents")
+    if not (run / "tokenizer" / "config.json").is_file():
+        raise InputError(f"{run} holds no tokenizer; train one first: vqvdm train tokenizer RECIPE --run {run}")
+    tokenizer = load_tokenizer(run / "tokenizer", device)
+    # With stored mirror images the windows themselves stay as they are.
+    data = replace(recipe.data, flip=False) if recipe.latents.flips else recipe.data
+    return write_latents(
+        tokenizer,
+        open_dataset(data, "train"),
+        run / "latents",
+        windows=recipe.latents.windows,
+        flips=recipe.latents.flips,
+        batch_size=recipe.latents.batch,
+        shard_size=recipe.latents.shard,
+        data={name: value for name, value in asdict(data).items() if name != "workers"},
+        dtype=dtype,
+        workers=recipe.data.workers,
+        device=pick_device(device),
+    )

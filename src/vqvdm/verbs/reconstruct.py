@@ -1,0 +1,152 @@
+"""`vqvdm reconstruct`: videos through the tokenizer and back, to be looked at and measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import vqvdm
+from vqvdm.data import open_dataset
+from vqvdm.data.clips import ClipDataset, ClipTiming
+from vqvdm.data.index import build_index
+from vqvdm.data.layouts import Layout, Sample
+from vqvdm.decode import VIDEO_SUFFIXES
+from vqvdm.errors import InputError
+from vqvdm.loading import load_tokenizer
+from vqvdm.recipe import DataRecipe, Recipe
+from vqvdm.tokenizer import VideoTokenizer
+from vqvdm.video import Video, grid, to_video, write_sheet, write_video
+
+Format = Literal["mp4", "webm", "gif", "webp", "png"]
+_SHEET_CLIPS = 50
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A clip, what the tokenizer makes of it, and how close that is."""
+
+    real: Video  # uint8 (t, h, w, c)
+    made: Video
+    fps: float
+    psnr: float  # dB
+
+
+def main(
+    model: str,
+    path: str,
+    *,
+    out: Path = Path("reconstructions"),
+    count: int = 8,
+    split: Literal["train", "test"] = "test",
+    layout: Layout = "auto",
+    frames: int | None = None,
+    size: int | None = None,
+    fps: float | None = None,
+    stride: int | None = None,
+    format: Format = "mp4",
+    batch: int = 4,
+    tiled: bool = False,
+    device: str = "auto",
+) -> None:
+    """Encode and decode videos; write each above its reconstruction, a sheet, and print the PSNR.
+
+    Frames, size, rate and stride are those the model was trained with unless given.
+
+    Args:
+        model: a tokenizer, pipeline or run folder, or a name on the hub (owner/name).
+        path: a folder of videos in any layout, a manifest, one video file, toy, or toy-clouds.
+        out: folder for the files; made if absent.
+        count: clips, spread evenly over the data.
+        split: of the data.
+        layout: auto, ucf101, frames, folders, flat or manifest.
+        frames: frames of a clip.
+        size: height and width in pixels.
+        fps: frames per second asked for.
+        stride: every so many frames, where no fps is asked for.
+        format: of the files; png is a row of frames.
+        batch: clips at a time.
+        tiled: encode and decode in overlapping tiles, for long or large clips.
+        device: cpu, cuda, mps or auto.
+    """
+    for name, number in (("count", count), ("batch", batch)):
+        if number < 1:
+            raise InputError(f"--{name} must be at least 1, not {number}")
+    trained = trained_on(Path(model))
+    data = replace(
+        trained,
+        path=path,
+        layout=layout,
+        frames=frames or trained.frames,
+        size=size or trained.size,
+        fps=fps or (None if stride else trained.fps),
+        stride=stride or trained.stride,
+    )
+    tokenizer = load_tokenizer(model, device)
+    tokenizer.latent_shape(data.frames, data.size, data.size)
+    if tiled:
+        tokenizer.enable_tiling()
+    dataset = open_clips(data, split)
+    facts = {"generator": f"vqvdm {vqvdm.__version__}", "content": "a real clip above its reconstruction"}
+    chosen = sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))})
+    shown: list[Video] = []
+    labels: list[str] = []
+    values: list[float] = []
+    for number, pair in zip(chosen, reconstruct(tokenizer, dataset, chosen, batch), strict=True):
+        both = grid([pair.real, pair.made], columns=1)
+        write_video(out / f"{number:05d}.{format}", both, pair.fps, {**facts, "psnr_db": round(pair.psnr, 2)})
+        values.append(pair.psnr)
+        if len(values) <= _SHEET_CLIPS:
+            shown += [pair.real, pair.made]
+            labels += [f"{number:05d}", f"{pair.psnr:.1f} dB"]
+        tqdm.write(f"{number:05d}  {pair.psnr:6.2f} dB")
+    write_sheet(out / "sheet.png", shown, labels, metadata=facts)
+    print(f"mean PSNR {np.mean(values):.2f} dB over {len(values)} of {len(dataset)} clips; files in {out}")
+
+
+def trained_on(model: Path) -> DataRecipe:
+    """The clips a model was trained on, as its run or its pipeline says; a recipe's defaults if neither does."""
+    for folder in (model, model.parent):
+        if (folder / "recipe.yaml").is_file():
+            return Recipe.load(folder / "recipe.yaml").data
+    if (model / "model_index.json").is_file():
+        config: dict[str, Any] = json.loads((model / "model_index.json").read_text())
+        return DataRecipe(frames=config["num_frames"], size=config["height"])
+    return DataRecipe()
+
+
+def open_clips(data: DataRecipe, split: Literal["train", "test"]) -> Any:
+    """The data set, cut as for evaluation; a single video file is a data set of one clip."""
+    path = Path(data.path).expanduser()
+    if not (path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES):
+        return open_dataset(data, split, training=False)
+    timing = ClipTiming(data.frames, data.fps, data.stride)
+    index = build_index(path.parent, [path.name], progress=False)
+    return ClipDataset(path.parent, [Sample(path.name)], index, (), timing, data.size, training=False)
+
+
+@torch.inference_mode()
+def reconstruct(tokenizer: VideoTokenizer, dataset: Any, indices: list[int], batch: int) -> Iterator[Reconstruction]:
+    """The clips of these indices, encoded and decoded, in order."""
+    with tqdm(total=len(indices), desc="reconstructing", unit="clip") as bar:
+        for start in range(0, len(indices), batch):
+            items = [dataset[index] for index in indices[start : start + batch]]
+            clips = torch.stack([item["clip"] for item in items])  # (b, c, t, h, w)
+            made = tokenizer.decode(tokenizer.encode(clips.to(tokenizer.device)))
+            for item, clip, other in zip(items, clips, made, strict=True):
+                pair = to_video(clip), to_video(other)
+                bar.update(1)
+                yield Reconstruction(*pair, float(item["fps"]), psnr(*pair))
+
+
+def psnr(real: Video, made: Video) -> float:
+    """Peak signal-to-noise ratio of two uint8 videos in dB: 10 log10(255^2 / mean squared error)."""
+    error = np.mean((real.astype(np.float64) - made) ** 2)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)

@@ -1,0 +1,161 @@
+"""Checkpoints: whole or not there, and the optimiser goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from vqvdm.errors import InputError
+from vqvdm.train import checkpoint as module
+from vqvdm.train.checkpoint import (
+    Checkpoint,
+    check_fits,
+    differences,
+    latest_checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    whole_folder,
+    write_checkpoint,
+)
+from vqvdm.train.optimization import channels_last, make_adamw
+
+
+def write(folder: Path, step: int, value: float = 0.0, keep: int = 2) -> Path:
+    return write_checkpoint(folder, {"model": {"w": torch.full((3,), value)}}, {"step": step, "architecture": {}}, keep)
+
+
+def test_round_trip_and_the_newest_stay(tmp_path: Path) -> None:
+    assert latest_checkpoint(tmp_path) is None
+    for step in (0, 900, 1000, 100_000):
+        write(tmp_path, step, value=step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00001000", "step-00100000"]
+    last = latest_checkpoint(tmp_path)
+    assert last is not None
+    assert last.step == 100_000
+    assert torch.equal(last.tensors("model")["w"], torch.full((3,), 100_000.0))
+    assert last.tensors("absent") == {}
+
+
+def test_an_abandoned_temporary_is_no_checkpoint_and_is_cleared_away(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (tmp_path / ".step-00000002.tmp").mkdir()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    write(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def full_disk(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_disk_in_rust(*arguments: object) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("failure", [full_disk, full_disk_in_rust])
+def test_a_full_disk_leaves_earlier_checkpoints_and_no_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure
+) -> None:
+    write(tmp_path, 1, value=7.0)
+    monkeypatch.setattr(module, "save_file", failure)
+    with pytest.raises(InputError, match=r"no room .*step-00000002: it needs 12 bytes, [\d,]+ are free"):
+        write(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert torch.equal(found.tensors("model")["w"], torch.full((3,), 7.0))
+
+
+def test_too_little_room_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=11)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="needs 12 bytes, 11 are free"):
+        write(tmp_path, 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_error_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="broken"), whole_folder(tmp_path / "x"):
+        raise OSError(errno.EIO, "broken")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").touch()
+
+    def write_half() -> None:
+        with whole_folder(target) as folder:
+            (folder / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert [path.name for path in target.iterdir()] == ["old"]
+    with whole_folder(target) as folder:
+        (folder / "new").touch()
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    (folder / "model.safetensors").write_bytes(b"1234")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+        found.tensors("model")
+    (folder / "state.json").write_text("{")
+    with pytest.raises(InputError, match=r"state\.json cannot be read"):
+        latest_checkpoint(tmp_path)
+
+
+def test_another_architecture_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
+    found = Checkpoint(tmp_path, {"architecture": {"model.channels": [8, 8], "model.blocks": 1, "model.old": None}})
+    check_fits(found, {"model.channels": (8, 8), "model.blocks": 1, "model.old": None})
+    with pytest.raises(InputError) as error:
+        check_fits(found, {"model.channels": (8, 16), "model.blocks": 1, "model.new": True})
+    message = str(error.value)
+    assert "model.channels: [8, 8] -> [8, 16]" in message
+    assert "model.new: absent -> true" in message
+    assert "model.old: null -> absent" in message
+    assert "blocks" not in message
+
+
+def test_differences_of_nested_values() -> None:
+    assert differences({"a": {"b": 1, "c": (2, 3)}}, {"a": {"b": 2, "c": [2, 3]}}) == ["a.b: 1 -> 2"]
+
+
+def test_a_loaded_optimizer_takes_the_same_step_bit_for_bit() -> None:
+    torch.manual_seed(0)
+    model = channels_last(nn.Conv3d(5, 6, 3))  # a layout that the fused kernel would mix up
+    optimizer = make_adamw(model, 0.1, (0.9, 0.99), weight_decay=0.1)
+
+    def step(network: nn.Module, its_optimizer: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        network(torch.randn(2, 5, 4, 4, 4)).square().sum().backward()
+        its_optimizer.step()
+        its_optimizer.zero_grad()
+
+    step(model, optimizer, 1)
+    step(model, optimizer, 2)
+    twin = copy.deepcopy(model)
+    its_optimizer = make_adamw(twin, 0.1, (0.9, 0.99), weight_decay=0.1)
+    saved = {name: value.clone().contiguous() for name, value in optimizer_tensors(optimizer).items()}
+    load_optimizer(its_optimizer, saved)
+    step(model, optimizer, 3)
+    step(twin, its_optimizer, 3)
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+    load_optimizer(its_optimizer, {})
+    assert optimizer_tensors(its_optimizer) == {}

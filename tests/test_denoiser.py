@@ -1,0 +1,147 @@
+"""The denoiser: attention against torch's own, conditions that matter, samples that do not see each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from vqvdm import VideoDenoiser
+from vqvdm.denoiser import Attention
+from vqvdm.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> VideoDenoiser:
+    torch.manual_seed(0)
+    model = VideoDenoiser(in_channels=3, channels=(16, 32), blocks=1, num_classes=5, head_dim=8).eval()
+    with torch.no_grad():  # residual branches start at zero: wake them, or nothing below could fail
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    noisy = torch.randn(4, 3, 2, 4, 6, generator=generator)
+    return noisy, torch.tensor([10.0, 300.0, 700.0, 999.0]), torch.tensor([0, 1, 4, 5]), torch.tensor([8.0, 8, 16, 24])
+
+
+@torch.no_grad()
+def test_shape_and_batch_order(denoiser, batch) -> None:
+    out = denoiser(*batch)
+    assert out.shape == batch[0].shape
+    order = torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close(denoiser(*(part[order] for part in batch)), out[order], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(denoiser(*(part[1:2] for part in batch)), out[1:2], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_every_condition_changes_the_output(denoiser, batch) -> None:
+    noisy, t, labels, fps = batch
+    plain = denoiser(noisy, t, labels, fps)
+    for other in (
+        denoiser(noisy, t + 50, labels, fps),
+        denoiser(noisy, t, (labels + 1) % 5, fps),
+        denoiser(noisy, t, labels, 2 * fps),
+    ):
+        assert ((other - plain).flatten(1).norm(dim=1) > 1e-3 * plain.flatten(1).norm(dim=1)).all()
+
+
+@torch.no_grad()
+def test_no_labels_means_the_null_class(denoiser, batch) -> None:
+    noisy, t, _, fps = batch
+    torch.testing.assert_close(denoiser(noisy, t, None, fps), denoiser(noisy, t, torch.full((4,), 5), fps))
+
+
+@torch.no_grad()
+def test_a_scalar_timestep_serves_the_batch(denoiser, batch) -> None:
+    noisy, _, labels, fps = batch
+    torch.testing.assert_close(
+        denoiser(noisy, torch.tensor(300), labels, fps), denoiser(noisy, torch.full((4,), 300.0), labels, fps)
+    )
+
+
+@torch.no_grad()
+def test_spatial_attention_is_torchs_own() -> None:
+    torch.manual_seed(0)
+    ours, theirs = Attention(16, head_dim=8, axis="space"), nn.MultiheadAttention(16, 2, batch_first=True)
+    nn.init.normal_(ours.out.weight)
+    theirs.in_proj_weight.copy_(ours.qkv.weight)
+    theirs.in_proj_bias.copy_(ours.qkv.bias)
+    theirs.out_proj.weight.copy_(ours.out.weight)
+    theirs.out_proj.bias.copy_(ours.out.bias)
+    x = torch.randn(2, 16, 3, 4, 5)
+    frames = ours.norm(x.permute(0, 2, 3, 4, 1)).reshape(6, 20, 16)  # (b t) (h w) c
+    expected = theirs(frames, frames, frames)[0].view(2, 3, 4, 5, 16).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(ours(x) - x, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_temporal_attention_sees_time_alone_and_its_order() -> None:
+    torch.manual_seed(0)
+    attention = Attention(16, head_dim=8, axis="time")
+    nn.init.normal_(attention.out.weight)
+    x = torch.randn(1, 16, 4, 3, 3)
+    plain = attention(x)
+    elsewhere = x.clone()
+    elsewhere[..., 0, 0] = torch.randn(1, 16, 4)
+    torch.testing.assert_close(attention(elsewhere)[..., 1:, 1:], plain[..., 1:, 1:])
+    swapped = x.clone()
+    swapped[:, :, 1:3] = x[:, :, 1:3].flip(2)
+    assert (attention(swapped)[:, :, 0] - plain[:, :, 0]).abs().max() > 1e-4, "order of the frames must matter"
+
+
+@torch.no_grad()
+def test_temporal_attention_depends_on_distance_in_time_alone() -> None:
+    """RoPE: a sequence among repeated, identical neighbours gives the same scores wherever it starts."""
+    from vqvdm.denoiser import _rotary_angles, _rotate
+
+    q, k = torch.randn(8), torch.randn(8)
+    angles = _rotary_angles(10, 8, torch.device("cpu"))
+    scores = _rotate(q.expand(10, 8), angles) @ _rotate(k.expand(10, 8), angles).T
+    for offset in (0, 1, 4):
+        diagonal = scores.diagonal(offset)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(denoiser, batch) -> None:
+    def gradient() -> torch.Tensor:
+        denoiser.zero_grad()
+        denoiser(*batch).square().mean().backward()
+        assert denoiser.stem.weight.grad is not None
+        return denoiser.stem.weight.grad.clone()
+
+    denoiser.train()
+    plain = gradient()
+    denoiser.enable_gradient_checkpointing()
+    torch.testing.assert_close(gradient(), plain)
+    denoiser.disable_gradient_checkpointing()
+    denoiser.eval()
+
+
+def test_save_and_load_bit_for_bit(denoiser, batch, tmp_path) -> None:
+    denoiser.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    loaded = VideoDenoiser.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(*batch), denoiser(*batch))
+
+
+def test_it_learns_one_batch_by_heart() -> None:
+    torch.manual_seed(0)
+    model = VideoDenoiser(in_channels=2, channels=(16, 16), blocks=1, num_classes=2, head_dim=8)
+    noisy, target = torch.randn(2, 2, 2, 4, 4), torch.randn(2, 2, 2, 4, 4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss = (model(noisy, 500, torch.tensor([0, 1]), torch.tensor([8.0, 8.0])) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def test_mismatched_settings_are_named() -> None:
+    with pytest.raises(InputError, match="spatial_attention"):
+        VideoDenoiser(channels=(16, 32), spatial_attention=(True,))

@@ -1,0 +1,86 @@
+"""Models, devices and schedulers by the names that users give them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import vqvdm.pipeline
+from tiny_pipeline import tiny_pipeline, tiny_tokenizer
+from vqvdm.diffusion import Objective
+from vqvdm.errors import InputError
+from vqvdm.loading import load_pipeline, load_tokenizer, pick_device, swap_scheduler
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder: its pipeline, and another tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("run")
+    tiny_pipeline().save_pretrained(folder / "pipeline")
+    tiny_tokenizer(1).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def test_places_of_a_model(run):
+    assert load_pipeline(run, "cpu").labels == load_pipeline(run / "pipeline", "cpu").labels
+    keys = [load_tokenizer(place, "cpu").fingerprint() for place in (run, run / "tokenizer", run / "pipeline")]
+    assert keys == [tiny_tokenizer(1).fingerprint()] * 2 + [tiny_tokenizer(0).fingerprint()]
+
+
+def test_hub_names(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        vqvdm.pipeline, "snapshot_download", lambda name, **_: (asked.append(name), run / "pipeline")[1]
+    )
+    assert load_pipeline("someone/videos", "cpu").num_classes == 3
+    assert load_tokenizer("someone/videos", "cpu").fingerprint() == tiny_tokenizer(0).fingerprint()
+    assert asked == ["someone/videos"] * 2
+
+
+def test_hub_that_does_not_answer(monkeypatch):
+    def fail(name, **_):
+        raise OSError("no such repository\nand much more")
+
+    monkeypatch.setattr(vqvdm.pipeline, "snapshot_download", fail)
+    for load in (load_pipeline, load_tokenizer):
+        with pytest.raises(InputError, match="^someone/videos cannot be loaded: no such repository$"):
+            load("someone/videos")
+
+
+def test_nothing_there(tmp_path):
+    for load, what in ((load_pipeline, "pipeline"), (load_tokenizer, "tokenizer")):
+        with pytest.raises(InputError, match=f"holds no {what}"):
+            load(tmp_path)
+        with pytest.raises(InputError, match="is neither a folder nor a name on the hub"):
+            load(tmp_path / "nowhere")
+
+
+def test_devices():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert torch.empty(0, device=pick_device("auto")).numel() == 0
+    with pytest.raises(InputError, match="device 'toaster' cannot be used here"):
+        pick_device("toaster")
+
+
+OBJECTIVES = [
+    (Objective("flow", shift=3.0), ("dpm++", "unipc", "euler", "heun")),
+    (Objective("v_prediction"), ("dpm++", "unipc", "euler", "ddim", "ddpm")),
+    (Objective("sample", schedule="linear"), ("ddim", "ddpm")),
+    (Objective("epsilon", "scaled_linear", zero_terminal_snr=False), ("dpm++", "ddim")),
+]
+
+
+@pytest.mark.parametrize(("objective", "names"), OBJECTIVES, ids=lambda x: getattr(x, "prediction", None))
+def test_swapped_schedulers_state_the_same_noise(objective, names):
+    for old in names:
+        for new in names:
+            swapped, direct = swap_scheduler(objective.make_scheduler(old), new), objective.make_scheduler(new)
+            assert type(swapped) is type(direct)
+            assert dict(swapped.config) == dict(direct.config)
+
+
+def test_scheduler_that_does_not_fit():
+    with pytest.raises(InputError, match="no scheduler 'ddim' for prediction flow; there are dpm"):
+        swap_scheduler(Objective().make_scheduler(), "ddim")

@@ -1,0 +1,345 @@
+"""The pipeline: against closed forms of guidance and of Gaussian data, and as a citizen of diffusers."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+import vqvdm.pipeline
+from tiny_pipeline import LABELS, tiny_denoiser, tiny_pipeline, tiny_tokenizer
+from vqvdm import VideoDenoiser, VQVDMPipeline
+from vqvdm.diffusion import Objective
+from vqvdm.errors import InputError
+from vqvdm.pipeline import rescale_guidance
+
+torch.set_num_threads(1)
+# diffusers' schedulers meet NumPy 2 with a remark of NumPy's.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+MEAN, DEVIATION = 0.5, 0.3
+CLOSE = {"atol": 1e-4, "rtol": 0.0}  # float32 sums in another order, through an untrained network that amplifies them
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def latents_of(pipe: VQVDMPipeline, *args, **kwargs) -> torch.Tensor:
+    return pipe(*args, output_type="latent", **kwargs).frames
+
+
+class GaussianDenoiser(VideoDenoiser):
+    """The best possible denoiser of data that is normal with MEAN and DEVIATION in every number."""
+
+    objective: Objective
+
+    def forward(self, noisy_latents, timestep, class_labels, fps):
+        if self.objective.prediction == "flow":
+            sigma = torch.as_tensor(timestep, dtype=torch.float32) / 1000
+            alpha = 1 - sigma
+        else:
+            bar = self.objective.alphas_cumprod[torch.as_tensor(timestep).long()]
+            alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
+        centred = (noisy_latents - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
+        x0, noise = MEAN + alpha * DEVIATION**2 * centred, sigma * centred
+        return {"flow": noise - x0, "epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[
+            self.objective.prediction
+        ]
+
+
+SAMPLERS = [
+    (Objective("flow"), "dpm++"),
+    (Objective("flow"), "unipc"),
+    (Objective("flow"), "euler"),
+    (Objective("flow", shift=3.0), "euler"),
+    (Objective("v_prediction"), "ddim"),
+    (Objective("v_prediction"), "ddpm"),
+    (Objective("sample"), "ddim"),
+    (Objective("epsilon", zero_terminal_snr=False), "dpm++"),
+    (Objective("epsilon", zero_terminal_snr=False), "euler"),
+]
+
+
+@pytest.mark.parametrize(("objective", "scheduler"), SAMPLERS, ids=lambda x: getattr(x, "prediction", x))
+def test_best_denoiser_of_gaussian_data_samples_that_data(objective, scheduler):
+    denoiser = GaussianDenoiser(in_channels=3, channels=(8,), blocks=1)
+    denoiser.objective = objective
+    pipe = VQVDMPipeline(None, denoiser, objective.make_scheduler(scheduler), num_frames=4, height=16, width=16)
+    pipe.set_progress_bar_config(disable=True)
+    made = latents_of(pipe, num_videos_per_prompt=8, num_inference_steps=100, generator=seeded(0))
+    assert made.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert made.std().item() == pytest.approx(DEVIATION, rel=0.06)
+
+
+def one_euler_step(pipe: VQVDMPipeline, noise: torch.Tensor, labels: list[int], **kwargs) -> torch.Tensor:
+    """From pure noise straight to sigma 0: noise - v, so the prediction can be read off."""
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    return latents_of(pipe, labels, latents=noise, num_inference_steps=1, guidance_interval=(0, 1), **kwargs)
+
+
+def predictions(pipe: VQVDMPipeline, noise: torch.Tensor, labels: list[int], fps: float = 8.0) -> torch.Tensor:
+    with torch.no_grad():
+        return pipe.denoiser(noise, torch.tensor(1000.0), torch.tensor(labels), torch.full((len(noise),), fps))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+def test_guidance_is_the_formula(scale):
+    pipe = tiny_pipeline()
+    noise = torch.randn(2, 4, 2, 4, 4, generator=seeded(0))
+    conditional, unconditional = predictions(pipe, noise, [0, 2]), predictions(pipe, noise, [3, 3])
+    assert (conditional - unconditional).abs().mean() > 0.05
+    expected = noise - (unconditional + scale * (conditional - unconditional))
+    torch.testing.assert_close(one_euler_step(pipe, noise, ["left", 2], guidance_scale=scale), expected, **CLOSE)
+
+
+def test_guidance_rescale_restores_the_deviation():
+    pipe = tiny_pipeline()
+    noise = torch.randn(2, 4, 2, 4, 4, generator=seeded(0))
+    conditional = predictions(pipe, noise, [0, 2])
+    made = noise - one_euler_step(pipe, noise, [0, 2], guidance_scale=6.0, guidance_rescale=1.0)
+    torch.testing.assert_close(made.flatten(1).std(1), conditional.flatten(1).std(1))
+    assert torch.equal(rescale_guidance(noise, conditional, 0.0), noise)
+
+
+def test_guidance_acts_only_in_its_interval():
+    pipe = tiny_pipeline(scheduler="euler")
+    batches: list[tuple[float, int]] = []
+    pipe.denoiser.register_forward_pre_hook(lambda _, args: batches.append((float(args[1]) / 1000, len(args[0]))))
+    latents_of(pipe, [0], num_inference_steps=10, guidance_interval=(0.3, 0.7))
+    assert batches == [(level, 2 if 0.3 <= level <= 0.7 else 1) for level, _ in batches]
+    assert {size for _, size in batches} == {1, 2}
+
+
+def test_no_class_is_the_null_class():
+    pipe = tiny_pipeline()
+    noise = torch.randn(1, 4, 2, 4, 4, generator=seeded(0))
+    expected = noise - predictions(pipe, noise, [3])
+    pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    torch.testing.assert_close(latents_of(pipe, latents=noise, num_inference_steps=1), expected)
+
+
+def test_frame_rate_reaches_the_network():
+    pipe = tiny_pipeline()
+    noise = torch.randn(2, 4, 2, 4, 4, generator=seeded(0))
+    made = one_euler_step(pipe, noise, [0, 0], fps=[4, 16], guidance_scale=1.0)
+    torch.testing.assert_close(made[:1], noise[:1] - predictions(pipe, noise[:1], [0], 4.0))
+    torch.testing.assert_close(made[1:], noise[1:] - predictions(pipe, noise[1:], [0], 16.0))
+    assert (made[0] - made[1]).abs().max() > 0
+
+
+STOCHASTIC = [
+    (Objective("flow"), "dpm++"),
+    (Objective("v_prediction"), "ddpm"),
+    (Objective("v_prediction"), "ddim"),
+]
+
+
+@pytest.mark.parametrize(("objective", "scheduler"), STOCHASTIC, ids=["flow-dpm++", "ddpm", "ddim with eta"])
+def test_a_video_does_not_depend_on_its_batch(objective, scheduler):
+    pipe = tiny_pipeline(objective=objective, scheduler=scheduler)
+    together = pipe(["left", "right", "up", "left"], generator=seeded(7), eta=1.0, output_type="latent")
+    alone = latents_of(pipe, ["up"], generator=[seeded(together.seeds[2])], eta=1.0)
+    torch.testing.assert_close(together.frames[2:3], alone, **CLOSE)
+    first_two = latents_of(pipe, ["left", "right"], generator=seeded(7), eta=1.0)
+    torch.testing.assert_close(together.frames[:2], first_two, **CLOSE)
+    assert (together.frames[0] - together.frames[3]).abs().max() > 0.1  # one class, two seeds
+
+
+def test_step_noise_is_each_video_s_own():
+    config = tiny_pipeline().scheduler.config
+    pipe = tiny_pipeline()
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config, algorithm_type="sde-dpmsolver++")
+    together = pipe([0, 1], generator=seeded(3), output_type="latent")
+    alone = latents_of(pipe, [1], generator=[seeded(together.seeds[1])])
+    torch.testing.assert_close(together.frames[1:], alone, **CLOSE)
+    pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(config)
+    assert (latents_of(pipe, [1], generator=[seeded(together.seeds[1])]) - alone).abs().max() > 0.01
+
+
+def test_default_randomness_is_torch_s_own():
+    pipe = tiny_pipeline()
+    torch.manual_seed(5)
+    first = latents_of(pipe, [0])
+    second = latents_of(pipe, [0])
+    torch.manual_seed(5)
+    assert torch.equal(first, latents_of(pipe, [0]))
+    assert not torch.equal(first, second)
+
+
+def test_output_types_agree():
+    pipe = tiny_pipeline()
+    kind = {name: pipe([0, 1], generator=seeded(0), output_type=name) for name in ("pt", "np", "pil", "latent")}
+    assert kind["pt"].frames.shape == (2, 4, 3, 16, 16)  # (b, t, c, h, w)
+    assert kind["np"].frames.shape == (2, 4, 16, 16, 3)
+    assert kind["latent"].frames.shape == (2, 4, 2, 4, 4)
+    assert 0 <= kind["np"].frames.min() < kind["np"].frames.max() <= 1
+    np.testing.assert_array_equal(kind["pt"].frames.permute(0, 1, 3, 4, 2).numpy(), kind["np"].frames)
+    pictures = np.stack([np.stack([np.asarray(image) for image in video]) for video in kind["pil"].frames])
+    np.testing.assert_array_equal(pictures, (kind["np"].frames * 255).round().astype(np.uint8))
+    decoded = pipe.tokenizer.decode(kind["latent"].frames).clamp(-1, 1) / 2 + 0.5
+    torch.testing.assert_close(kind["pt"].frames, decoded.permute(0, 2, 1, 3, 4))
+    frames, fps, seeds = pipe([0, 1], generator=seeded(0), output_type="np", return_dict=False, decode_chunk_size=1)
+    np.testing.assert_allclose(frames, kind["np"].frames, atol=1e-6)
+    assert fps == [8.0, 8.0] and seeds == kind["np"].seeds
+
+
+def test_videos_per_prompt_follow_their_prompt():
+    pipe = tiny_pipeline()
+    seen = []
+    pipe.denoiser.register_forward_pre_hook(lambda _, args: seen.append((args[2].tolist(), args[3].tolist())))
+    output = pipe(["left", "up"], fps=[8, 12], num_videos_per_prompt=2, guidance_scale=1.0, output_type="latent")
+    assert seen[0] == ([0, 0, 2, 2], [8.0, 8.0, 12.0, 12.0])
+    assert output.fps == [8.0, 8.0, 12.0, 12.0]
+    assert len(latents_of(tiny_pipeline(), num_videos_per_prompt=3)) == 3
+
+
+@pytest.mark.parametrize("pixels", [False, True], ids=["latents", "pixels"])
+def test_saved_and_loaded_is_bitwise_the_same(tmp_path, pixels):
+    pipe = tiny_pipeline(pixels=pixels)
+    before = pipe(["left", 2], generator=seeded(0), output_type="np").frames
+    pipe.save_pretrained(tmp_path)
+    again = VQVDMPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    np.testing.assert_array_equal(again(["left", 2], generator=seeded(0), output_type="np").frames, before)
+    assert (again.tokenizer is None) == pixels
+    assert again.id2label == LABELS
+    kept = {name for name in pipe.config if not name.startswith("_")}
+    assert {name: again.config[name] for name in kept} == {name: pipe.config[name] for name in kept}
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    # On the hub's path every list is taken for a component.
+    assert {name for name, value in index.items() if isinstance(value, list)} == {"tokenizer", "denoiser", "scheduler"}
+    assert index["denoiser"] == ["vqvdm", "VideoDenoiser"]
+    again.save_pretrained(tmp_path / "twice")
+    assert (tmp_path / "twice" / "README.md").read_text() == (tmp_path / "README.md").read_text()
+
+
+def test_loads_from_the_hub_by_name(tmp_path, monkeypatch):
+    tiny_pipeline().save_pretrained(tmp_path)
+    asked = {}
+
+    def fake_download(name, **kwargs):
+        asked.update(kwargs, name=name)
+        return str(tmp_path)
+
+    monkeypatch.setattr(vqvdm.pipeline, "snapshot_download", fake_download)
+    pipe = VQVDMPipeline.from_pretrained("someone/videos", revision="v2")
+    assert pipe.labels == {"left": 0, "right": 1, "up": 2}
+    assert asked["name"] == "someone/videos" and asked["revision"] == "v2"
+
+
+def test_loads_in_another_dtype(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    pipe = VQVDMPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.denoiser.dtype == pipe.tokenizer.dtype == torch.bfloat16
+    exact = tiny_pipeline()(["left"], generator=seeded(0), output_type="np").frames
+    np.testing.assert_allclose(pipe(["left"], generator=seeded(0), output_type="np").frames, exact, atol=0.1)
+
+
+def test_any_scheduler_swaps_in():
+    pipe = tiny_pipeline(objective=Objective("v_prediction"), scheduler="ddim")
+    for kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDPMScheduler", "EulerDiscreteScheduler"):
+        pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
+        assert latents_of(pipe, [0], generator=seeded(0)).isfinite().all()
+        assert pipe.config.scheduler == ("diffusers", kind)
+
+
+def test_callback_sees_and_replaces_latents():
+    pipe = tiny_pipeline()
+    steps = []
+
+    def blank(pipeline, i, t, tensors):
+        steps.append((i, float(t)))
+        return {"latents": torch.zeros_like(tensors["latents"])} if i == 3 else {}
+
+    assert (latents_of(pipe, [0], callback_on_step_end=blank) == 0).all()
+    assert [i for i, _ in steps] == [0, 1, 2, 3]
+    assert [t for _, t in steps] == [float(t) for t in pipe.scheduler.timesteps]
+
+    def stop(pipeline, i, t, tensors):
+        pipeline._interrupt = i == 1
+        return tensors
+
+    calls = []
+    pipe.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    latents_of(pipe, [0], callback_on_step_end=stop)
+    assert len(calls) == 2
+
+
+def test_offloading_follows_every_part():
+    pipe = tiny_pipeline()
+    pipe.enable_model_cpu_offload(device="cpu")
+    fetched = []
+    for name in ("denoiser", "tokenizer"):
+        hook = getattr(pipe, name)._hf_hook
+        original = hook.pre_forward
+        hook.pre_forward = lambda *args, name=name, original=original, **kw: (
+            fetched.append(name),
+            original(*args, **kw),
+        )[1]
+    pipe([0], output_type="np")
+    assert list(dict.fromkeys(fetched)) == ["denoiser", "tokenizer"]
+
+
+WRONG_CALLS = [
+    ({"class_labels": "lefft"}, "unknown class 'lefft'; did you mean 'left'"),
+    ({"class_labels": [3]}, "id 3 is out of range; the ids are 0 to 2"),
+    ({"class_labels": [-1]}, "id -1 is out of range"),
+    ({"class_labels": [True]}, "out of range"),
+    ({"class_labels": [1.5]}, "neither the name nor the id"),
+    ({"class_labels": []}, "class_labels is empty"),
+    ({"num_frames": 5}, "the nearest that can is 4 frames of 16x16"),
+    ({"height": 20}, "height 20 and width 16 must be multiples of 8 and 8; the nearest that are is 16x16"),
+    ({"num_frames": 0}, "num_frames must be at least 1"),
+    ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
+    ({"num_videos_per_prompt": 0}, "num_videos_per_prompt must be at least 1"),
+    ({"fps": 0}, "fps must be a frame rate above 0"),
+    ({"class_labels": [0, 1], "fps": [8, 8, 8]}, "fps names 3 frame rates for 2 class labels"),
+    ({"latents": torch.zeros(1, 4, 2, 4, 5)}, "this call needs (1, 4, 2, 4, 4)"),
+    ({"generator": [seeded(0)] * 2}, "generator holds 2 generators for 1 videos"),
+    ({"output_type": "gif"}, "output_type must be one of pil, np, pt, latent"),
+    ({"guidance_interval": (0.5, 1.5)}, "guidance_interval"),
+    ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents' is there"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_CALLS, ids=lambda x: x if isinstance(x, str) else None)
+def test_wrong_calls_say_what_would_be_right(arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        tiny_pipeline()(**arguments)
+
+
+def test_unconditional_model_takes_no_class():
+    pipe = tiny_pipeline(num_classes=0)
+    assert latents_of(pipe, num_videos_per_prompt=2).shape[0] == 2
+    with pytest.raises(InputError, match="this model is unconditional, it cannot make 'left'"):
+        pipe("left")
+
+
+def test_parts_that_do_not_fit():
+    scheduler = Objective().make_scheduler()
+    with pytest.raises(InputError, match="denoiser works on 3 channels, the tokenizer gives 4"):
+        VQVDMPipeline(tiny_tokenizer(), tiny_denoiser(3), scheduler)
+    with pytest.raises(InputError, match="id2label names class 3, the denoiser has 3 classes"):
+        VQVDMPipeline(tiny_tokenizer(), tiny_denoiser(), scheduler, id2label={3: "down"})
+
+
+def test_model_card_is_the_hub_s_and_its_code_runs(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.library_name == "vqvdm" and card.data.license == "apache-2.0"
+    assert {"video-generation", "class-conditional"} <= set(card.data.tags)
+    for fact in ("| data | nothing |", "- 2: up", "| psnr | 1.5 |", "| seed | 0 |", "output.seeds"):
+        assert fact in card.text
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    names: dict = {}
+    exec(code.replace("path/to/this/folder", str(tmp_path)), names)
+    assert len(names["first_video"]) == 4 and names["first_video"][0].size == (16, 16)
+    exec((tmp_path / "pipeline.py").read_text(), names)
+    assert names["VQVDMPipeline"] is VQVDMPipeline

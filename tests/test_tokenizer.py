@@ -1,0 +1,192 @@
+"""The tokenizer: decode reproduces what training saw, latents are normalised, nothing depends on batch or tiles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vqvdm import VideoTokenizer
+from vqvdm.errors import InputError
+from vqvdm.tokenizer import Downsample, Upsample, fold, unfold
+
+
+def tiny(**settings: object) -> VideoTokenizer:
+    torch.manual_seed(0)
+    arguments: dict[str, object] = {
+        "channels": (8, 16),
+        "patch": (2, 4, 4),
+        "strides": ((2, 2, 2),),
+        "latent_channels": 3,
+        "codebook_size": 32,
+    }
+    model = VideoTokenizer(**{**arguments, **settings})  # type: ignore[arg-type]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def clip(frames: int = 8, size: int = 32, batch: int = 2) -> torch.Tensor:
+    return torch.rand(batch, 3, frames, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_fold_and_unfold_are_inverse_and_keep_neighbours_together() -> None:
+    x = torch.arange(2 * 4 * 4.0).view(1, 1, 2, 4, 4)
+    folded = fold(x, (2, 2, 2))
+    assert folded.shape == (1, 8, 1, 2, 2)
+    assert folded[0, :, 0, 0, 0].tolist() == [0, 1, 4, 5, 16, 17, 20, 21]
+    torch.testing.assert_close(unfold(folded, (2, 2, 2)), x)
+
+
+@torch.no_grad()
+def test_the_shortcuts_are_average_and_repetition() -> None:
+    """DC-AE's shortcuts: without the convolutions, down is a mean over neighbours and up repeats them."""
+    down, up = Downsample(4, 4, (2, 2, 2)), Upsample(4, 4, (2, 2, 2))
+    for conv in (down.conv, up.conv):
+        conv.weight.zero_()
+        assert conv.bias is not None
+        conv.bias.zero_()
+    x = torch.randn(1, 4, 4, 4, 4)
+    torch.testing.assert_close(down(x), torch.nn.functional.avg_pool3d(x, 2))
+    torch.testing.assert_close(up(x), torch.nn.functional.interpolate(x, scale_factor=2.0))
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "fsq", "none"])
+@pytest.mark.parametrize("latents", ["before", "after"])
+def test_decode_of_encode_is_what_training_saw(quantizer: str, latents: str) -> None:
+    model, x = tiny(quantizer=quantizer, latents=latents), clip()
+    model(x)  # the codebook takes its first codes from data
+    model.eval()
+    model.set_latent_statistics(torch.tensor([0.1, -0.3, 0.2]), torch.tensor([0.5, 2.0, 1.0]))
+    with torch.no_grad():
+        seen = model(x).reconstruction
+    torch.testing.assert_close(model.decode(model.encode(x)), seen, atol=1e-4, rtol=1e-3)
+    if quantizer != "none":
+        assert torch.equal(model.tokens(x), model(x).tokens)
+        torch.testing.assert_close(model.decode_tokens(model.tokens(x)), seen, atol=1e-4, rtol=1e-3)
+        again = model.quantize(model.quantize(model.encode(x)).quantized)
+        assert torch.equal(again.tokens, model.tokens(x)), "codes must be their own nearest codes"
+
+
+def test_latents_are_normalised_by_their_own_statistics() -> None:
+    model, x = tiny(quantizer="none").eval(), clip(batch=4)
+    raw = model.encode(x)
+    model.set_latent_statistics(raw.mean((0, 2, 3, 4)), raw.std((0, 2, 3, 4)))
+    z = model.encode(x)
+    torch.testing.assert_close(z.mean((0, 2, 3, 4)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(z.std((0, 2, 3, 4)), torch.ones(3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width"), [(4, 8, 8), (8, 16, 32), (20, 40, 24)], ids=lambda n: str(n)
+)
+def test_any_extent_that_the_factors_divide(frames: int, height: int, width: int) -> None:
+    model = tiny().eval()
+    assert model.factors == (4, 8, 8)
+    z = model.encode(torch.zeros(1, 3, frames, height, width))
+    assert tuple(z.shape[1:]) == model.latent_shape(frames, height, width)
+    assert model.decode(z).shape == (1, 3, frames, height, width)
+
+
+def test_an_extent_that_does_not_divide_is_refused_with_the_nearest() -> None:
+    with pytest.raises(InputError, match=r"15 frames of 32x30.*16 frames of 32x32"):
+        tiny().encode(torch.zeros(1, 3, 15, 32, 30))
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "fsq", "none"])
+def test_save_and_load_bit_for_bit(quantizer: str, tmp_path) -> None:
+    model, x = tiny(quantizer=quantizer), clip()
+    model(x)
+    model.eval()
+    model.set_latent_statistics(torch.randn(3), torch.rand(3) + 0.5)
+    model.save_pretrained(tmp_path)
+    loaded = VideoTokenizer.from_pretrained(tmp_path).eval()
+    assert loaded.fingerprint() == model.fingerprint()
+    assert torch.equal(loaded.encode(x), model.encode(x))
+    assert torch.equal(loaded.decode(loaded.encode(x)), model.decode(model.encode(x)))
+
+
+def test_the_fingerprint_sees_weights_and_settings() -> None:
+    model = tiny()
+    prints = {model.fingerprint(), tiny(latents="after").fingerprint()}
+    with torch.no_grad():
+        model.decoder.head.bias[0] += 1e-6
+    prints.add(model.fingerprint())
+    model.set_latent_statistics(torch.ones(3), torch.ones(3))
+    prints.add(model.fingerprint())
+    assert len(prints) == 4
+
+
+def test_samples_of_a_batch_do_not_see_each_other() -> None:
+    model, x = tiny(quantizer="fsq").eval(), clip(batch=3)
+    torch.testing.assert_close(model.encode(x)[1:2], model.encode(x[1:2]), atol=1e-4, rtol=1e-3)
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    model, x = tiny(quantizer="fsq"), clip()
+
+    def gradient() -> torch.Tensor:
+        model.zero_grad()
+        (model(x).reconstruction - x).square().mean().backward()
+        assert model.encoder.stem.weight.grad is not None
+        return model.encoder.stem.weight.grad.clone()
+
+    plain = gradient()
+    model.enable_gradient_checkpointing()
+    torch.testing.assert_close(gradient(), plain)
+
+
+def test_tiles_join_without_seams() -> None:
+    """Along a seam the decoded clip may not jump more than it does elsewhere; without overlap it does."""
+    model = tiny(quantizer="none").eval()
+    smooth = torch.linspace(-1, 1, 96).view(1, 1, 1, 1, 96).expand(1, 3, 8, 32, 96).contiguous()
+    z = model.encode(smooth)
+
+    def jump(overlap: int) -> float:
+        model.enable_tiling((8, 32, 32), (4, 16, overlap))
+        decoded = model.decode(z)
+        model.disable_tiling()
+        steps = decoded.diff(dim=-1).abs().mean((0, 1, 2, 3))  # (95,)
+        patches = steps.view(-1)[7::8]  # steps between patches of 8 pixels, where seams can lie
+        return (patches.max() / patches.median()).item()
+
+    assert jump(24) < 0.75 * jump(0)
+
+
+def test_tiling_needs_multiples_of_the_factors() -> None:
+    with pytest.raises(InputError, match="multiples"):
+        tiny().enable_tiling((8, 30, 32), (4, 8, 8))
+
+
+@pytest.mark.parametrize("quantizer", ["ema", "fsq"])
+def test_it_learns_one_clip_by_heart(quantizer: str) -> None:
+    model = tiny(quantizer=quantizer, channels=(16, 32), fsq_levels=(8, 8, 8), restart_after=20)
+    ramp = torch.linspace(-0.8, 0.8, 32)
+    x = torch.stack([ramp.expand(8, 32, 32), ramp[:, None].expand(8, 32, 32), torch.zeros(8, 32, 32)])[None]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(120):
+        out = model(x)
+        loss = (out.reconstruction - x).square().mean() + out.loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert (model(x).reconstruction - x).square().mean() < 0.01  # 26 dB
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"strides": ()}, "need 1 strides"),
+        ({"quantizer": "vq"}, '"ema", "fsq" or "none"'),
+        ({"quantizer": "fsq", "fsq_levels": (8, 8)}, "3 channels"),
+        ({"channels": (8, 24)}, "must divide"),
+    ],
+)
+def test_settings_that_contradict_each_other(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        tiny(**settings)
+
+
+def test_a_tokenizer_without_codebook_has_no_tokens() -> None:
+    with pytest.raises(InputError, match="no codebook"):
+        tiny(quantizer="none").tokens(clip())

@@ -1,0 +1,163 @@
+"""Stage 2: what the network is given, the pipeline it leaves, overfitting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tiny_training import DENOISER, TinyClips, give_tokenizer, tiny_recipe, use_tiny_clips
+from vqvdm.errors import InputError
+from vqvdm.latents import write_latents
+from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.tokenizer import VideoTokenizer
+from vqvdm.train import denoiser as module
+from vqvdm.train.checkpoint import latest_checkpoint
+from vqvdm.train.denoiser import _DenoiserStage, train_denoiser
+from vqvdm.train.loop import make_accelerator
+from vqvdm.train.order import Batch
+
+
+# diffusers' schedulers give tensors to numpy in a way that numpy deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "open_dataset", module.open_dataset)
+    use_tiny_clips()
+
+
+def pixel_stage(tmp_path: Path, model: dict | None = None, dropout: float = 0.5, **training) -> _DenoiserStage:
+    recipe = replace(tiny_recipe(**training), tokenizer=None)
+    part = replace(recipe.denoiser, model={**DENOISER, **(model or {})}, class_dropout=dropout)
+    recipe = replace(recipe, denoiser=part)
+    return _DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
+
+
+def batch_of(numbers: range, size: int | None = None) -> Batch:
+    items = [TinyClips()[number % 10] for number in numbers]
+    data = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    return Batch(data, numbers, 0, size or len(numbers), last=True)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
+def test_classes_are_dropped_as_often_as_asked(tmp_path: Path, dropout: float) -> None:
+    stage = pixel_stage(tmp_path, dropout=dropout)
+    batch = batch_of(range(1000))
+    labels = stage.dropped(batch)
+    assert labels is not None
+    dropped = labels == 3
+    assert abs(float(dropped.float().mean()) - dropout) < 0.05
+    assert torch.equal(labels[~dropped], batch["class_label"][~dropped])
+
+
+def test_an_unconditional_network_gets_no_classes(tmp_path: Path) -> None:
+    stage = pixel_stage(tmp_path, {"num_classes": 0})
+    assert stage.dropped(batch_of(range(4))) is None
+    stage.update(0, [batch_of(range(4))])
+
+
+def test_the_network_meets_what_the_objective_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rectified flow: input (1 - s) x0 + s e at timestep 1000 s, target e - x0."""
+    stage = pixel_stage(tmp_path)
+    batch = batch_of(range(4))
+    seen = {}
+
+    def answer(noisy, timestep, labels, fps):
+        seen.update(noisy=noisy, timestep=timestep, labels=labels, fps=fps)
+        return torch.zeros_like(noisy)
+
+    monkeypatch.setattr(stage, "forward", answer)
+    loss = stage.denoising_loss(batch)
+    clips, noise = batch["clip"], batch.noise_like(batch["clip"])
+    sigma = (seen["timestep"] / 1000).view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(seen["noisy"], (1 - sigma) * clips + sigma * noise, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(loss, (noise - clips).square().mean())
+    assert torch.equal(seen["fps"], batch["fps"])
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v_prediction", "sample"])
+def test_two_micro_batches_have_the_gradient_of_one_whole_batch(tmp_path: Path, prediction: str) -> None:
+    whole, halves = pixel_stage(tmp_path), pixel_stage(tmp_path)
+    for stage in (whole, halves):
+        stage.objective = replace(stage.objective, prediction=prediction)
+    one = whole.update(0, [batch_of(range(4))])
+    two = halves.update(0, [batch_of(range(2), 4), batch_of(range(2, 4), 4)])
+    assert float(one["loss"]) == pytest.approx(float(two["loss"]), rel=1e-6)
+    for a, b in zip(whole.denoiser.parameters(), halves.denoiser.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_run_leaves_a_pipeline_with_averaged_weights(tmp_path: Path) -> None:
+    give_tokenizer(tmp_path)
+    pipeline = VQVDMPipeline.from_pretrained(train_denoiser(tiny_recipe(sample_every=2), tmp_path))
+    found = latest_checkpoint(tmp_path / "checkpoints" / "denoiser")
+    assert found is not None
+    average = found.tensors("ema")
+    assert all(torch.equal(value, average[name]) for name, value in pipeline.denoiser.state_dict().items())
+    given = VideoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    assert pipeline.tokenizer is not None
+    assert pipeline.tokenizer.fingerprint() == given.fingerprint()
+    assert pipeline.labels == {"left": 0, "right": 1, "up": 2}
+    assert (pipeline.config.num_frames, pipeline.config.height, pipeline.config.fps) == (4, 16, 8.5)
+    samples = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert samples == [f"denoiser-0000000{step}.{kind}" for step in (2, 4) for kind in ("mp4", "png")]
+
+
+def test_pixels_are_diffused_without_a_tokenizer(tmp_path: Path) -> None:
+    recipe = replace(tiny_recipe(steps=2, ema_decay=0.0, precision="bf16", gradient_checkpointing=True), tokenizer=None)
+    pipeline = VQVDMPipeline.from_pretrained(train_denoiser(recipe, tmp_path))
+    assert pipeline.tokenizer is None
+    pipeline.set_progress_bar_config(disable=True)
+    frames = pipeline(class_labels=["up"], output_type="np").frames
+    assert np.shape(frames) == (1, 4, 16, 16, 3)
+
+
+def test_absent_or_foreign_inputs_name_the_command_to_run(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=1)
+    with pytest.raises(InputError, match=f"vqvdm train tokenizer RECIPE --run {tmp_path}"):
+        train_denoiser(recipe, tmp_path)
+    give_tokenizer(tmp_path)
+    (tmp_path / "latents").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=f"vqvdm encode RECIPE --run {tmp_path}"):
+        train_denoiser(recipe, tmp_path)
+    (tmp_path / "elsewhere").rename(tmp_path / "latents")
+    train_denoiser(recipe, tmp_path)
+    tokenizer = VideoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    before = tokenizer.fingerprint()
+    tokenizer.set_latent_statistics(torch.ones(3), torch.ones(3))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(InputError, match=f"{before}.*{tokenizer.fingerprint()}.*vqvdm encode RECIPE --run"):
+        train_denoiser(recipe, tmp_path)
+
+
+def test_a_checkpoint_of_another_tokenizers_latents_is_refused(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=1)
+    give_tokenizer(tmp_path)
+    train_denoiser(recipe, tmp_path)
+    tokenizer = VideoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    tokenizer.set_latent_statistics(torch.ones(3), torch.ones(3))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    write_latents(tokenizer.eval(), TinyClips(), tmp_path / "latents", progress=False)
+    with pytest.raises(InputError, match=r"does not fit the checkpoint .*\n  tokenizer \(its fingerprint\): "):
+        train_denoiser(recipe, tmp_path)
+
+
+def test_too_few_classes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="num_classes is 2, the data has 3 classes"):
+        pixel_stage(tmp_path, {"num_classes": 2})
+
+
+@pytest.mark.slow
+def test_one_clip_is_overfitted(tmp_path: Path) -> None:
+    stage = pixel_stage(tmp_path, steps=100, learning_rate=5e-3, warmup=5, batch=4, dropout=0.0)
+    item = TinyClips()[0]
+    losses = []
+    for step in range(100):
+        data = {name: torch.stack([value] * 4) for name, value in item.items()}
+        losses.append(float(stage.update(step, [Batch(data, range(step * 4, step * 4 + 4), 0, 4, last=True)])["loss"]))
+    assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])

@@ -1,0 +1,234 @@
+"""The loop of both stages: resuming, interruptions, NaN, misfits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_training import ADVERSARIAL, give_tokenizer, tiny_recipe, use_tiny_clips
+from vqvdm.errors import InputError
+from vqvdm.recipe import AdversarialRecipe, Recipe
+from vqvdm.tokenizer import VideoTokenizer
+from vqvdm.train import denoiser, loop, tokenizer
+from vqvdm.train.checkpoint import latest_checkpoint
+from vqvdm.train.denoiser import train_denoiser
+from vqvdm.train.tokenizer import train_tokenizer
+
+# diffusers' schedulers give tensors to numpy in a way that numpy deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+TRAIN: dict[str, Callable[[Recipe, Path], Path]] = {"tokenizer": train_tokenizer, "denoiser": train_denoiser}
+STAGES = {"tokenizer": tokenizer._TokenizerStage, "denoiser": denoiser._DenoiserStage}
+SCRIPT = Path(__file__).with_name("tiny_training.py")
+
+
+@pytest.fixture(autouse=True)
+def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (tokenizer, denoiser):
+        monkeypatch.setattr(module, "open_dataset", module.open_dataset)  # puts it back afterwards
+    use_tiny_clips()
+
+
+def records(run: Path, stage: str) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["stage"] == stage and "loss" in line]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.safetensors"))}
+
+
+LECAM = ADVERSARIAL
+R1 = replace(ADVERSARIAL, stabilizer="r1", loss="non_saturating", adaptive=False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "adversarial", "accumulate"),
+    [("tokenizer", LECAM, 1), ("tokenizer", R1, 2), ("denoiser", LECAM, 1), ("denoiser", LECAM, 2)],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
+    tmp_path: Path, stage: str, adversarial: AdversarialRecipe, accumulate: int
+) -> None:
+    recipe = tiny_recipe(adversarial, checkpoint_every=2, accumulate=accumulate)
+    give_tokenizer(tmp_path)
+    checkpoints = tmp_path / "checkpoints" / stage
+    exported = TRAIN[stage](recipe, tmp_path)
+    whole, model, log = files(checkpoints / "step-00000004"), files(exported), records(tmp_path, stage)
+    assert set(whole) >= {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    assert ("discriminators.safetensors" in whole) == (stage == "tokenizer")
+
+    shutil.rmtree(checkpoints / "step-00000004")  # as if it had been killed before
+    shutil.rmtree(exported)
+    if stage == "denoiser":
+        give_tokenizer(tmp_path)
+    assert TRAIN[stage](recipe, tmp_path) == exported
+    assert files(checkpoints / "step-00000004") == whole
+    assert files(exported) == model
+    again = records(tmp_path, stage)
+    figures = ("loss", "gradient_norm", "learning_rate", "step")
+    assert [[line[name] for name in figures] for line in again] == [[line[name] for name in figures] for line in log]
+
+
+def test_training_changes_every_parameter(tmp_path: Path) -> None:
+    give_tokenizer(tmp_path)
+    for stage in TRAIN:
+        TRAIN[stage](tiny_recipe(steps=3), tmp_path)
+        found = latest_checkpoint(tmp_path / "checkpoints" / stage)
+        assert found is not None
+        moments = found.tensors("optimizer")
+        assert all(bool(value.any()) for name, value in moments.items() if name.endswith("exp_avg_sq"))
+        if stage == "tokenizer":
+            give_tokenizer(tmp_path)
+
+
+def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_tokenizer(tiny_recipe(steps=2), tmp_path)
+    exported = files(tmp_path / "tokenizer")
+
+    def fail(*arguments: object) -> None:
+        raise AssertionError("nothing was left to do")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(STAGES["tokenizer"], "update", fail)
+        patch.setattr(STAGES["tokenizer"], "write_model", fail)
+        train_tokenizer(tiny_recipe(steps=2, log_every=7), tmp_path)
+    assert files(tmp_path / "tokenizer") == exported
+    train_tokenizer(tiny_recipe(steps=3), tmp_path)
+    assert [line["step"] for line in records(tmp_path, "tokenizer")] == [1, 2, 3]
+    assert json.loads((tmp_path / "tokenizer" / "training.json").read_text())["step"] == 3
+    assert files(tmp_path / "tokenizer") != exported
+
+
+def test_a_recipe_that_does_not_fit_is_refused_by_the_fields_that_differ(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=1)
+    train_tokenizer(recipe, tmp_path)
+    assert recipe.tokenizer is not None
+    wider = replace(recipe, tokenizer=replace(recipe.tokenizer, model={**recipe.tokenizer.model, "channels": (8, 16)}))
+    with pytest.raises(InputError, match=r"tokenizer\.model\.channels: \[8, 8\] -> \[8, 16\]") as error:
+        train_tokenizer(wider, tmp_path)
+    assert "codebook_size" not in str(error.value)
+    with pytest.raises(InputError, match=r"adversarial\.weight > 0: true -> false"):
+        train_tokenizer(tiny_recipe(AdversarialRecipe(), steps=1), tmp_path)
+    train_tokenizer(tiny_recipe(steps=2, learning_rate=1e-4, sample_every=5, keep_checkpoints=1), tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "denoiser"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_nan_goes_back_once_then_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str, times: int
+) -> None:
+    give_tokenizer(tmp_path)
+    kind, update, calls = STAGES[stage], STAGES[stage].update, []
+
+    def broken(self, step: int, batches):
+        figures = dict(update(self, step, batches))
+        if step == 2:
+            calls.append([list(batch.numbers) for batch in batches] + [batches[0].seed])
+            if len(calls) <= times:
+                for parameter in self.modules["model"].parameters():
+                    parameter.data.fill_(torch.nan)
+                figures["loss"] = torch.tensor(torch.nan)
+        return figures
+
+    monkeypatch.setattr(kind, "update", broken)
+    recipe = tiny_recipe(steps=4, checkpoint_every=2)
+    if times == 2:
+        with pytest.raises(InputError, match=r"stopped at update 3: .*NaN.* again.*learning_rate"):
+            TRAIN[stage](recipe, tmp_path)
+        found = latest_checkpoint(tmp_path / "checkpoints" / stage)
+        assert found is not None
+        assert found.step == 2
+        assert all(bool(value.isfinite().all()) for value in found.tensors("model").values())
+        return
+    TRAIN[stage](recipe, tmp_path)
+    assert "back to update 2, with another order" in capsys.readouterr().err
+    found = latest_checkpoint(tmp_path / "checkpoints" / stage)
+    assert found is not None
+    assert (found.step, found.state["rollbacks"]) == (4, 1)
+    assert all(bool(value.isfinite().all()) for value in found.tensors("model").values())
+    assert calls[0][:-1] == calls[1][:-1]
+    assert calls[0][-1] != calls[1][-1]  # the same numbers of another seed: other clips, other noise
+    assert [line["step"] for line in records(tmp_path, stage)] == [1, 2, 3, 4]
+
+
+def start(run: Path, stage: str, *changes: str) -> subprocess.Popen[str]:
+    run.mkdir(exist_ok=True)
+    tiny_recipe(steps=100_000, checkpoint_every=3).save(run / "recipe.yaml")
+    return subprocess.Popen([sys.executable, SCRIPT, stage, run, *changes], stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_run_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    changes = ("data.workers=1",)
+    with start(tmp_path, "tokenizer", *changes) as process:
+        wait_for(tmp_path / "checkpoints" / "tokenizer" / "step-00000006", process)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    found = latest_checkpoint(tmp_path / "checkpoints" / "tokenizer")
+    assert found is not None
+    if number == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+        assert found.step % 3 == 0
+    else:
+        assert process.returncode == 130
+        assert f"stopped at update {found.step}; run the same command again" in said
+        assert "Traceback" not in said
+    recipe = replace(Recipe.load(tmp_path, changes), name="tiny")
+    assert recipe.tokenizer is not None
+    longer = replace(recipe.tokenizer.training, steps=found.step + 2)
+    exported = train_tokenizer(replace(recipe, tokenizer=replace(recipe.tokenizer, training=longer)), tmp_path)
+    assert latest_checkpoint(tmp_path / "checkpoints" / "tokenizer").step == found.step + 2  # type: ignore[union-attr]
+    VideoTokenizer.from_pretrained(exported)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_tokenizer(tiny_recipe(steps=1), tmp_path)
+    from vqvdm.train import checkpoint
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match=r"no room on the disk for .*step-00000002"):
+        train_tokenizer(tiny_recipe(steps=2), tmp_path)
+    found = latest_checkpoint(tmp_path / "checkpoints" / "tokenizer")
+    assert found is not None
+    assert found.step == 1
+
+
+def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"run folder .*file/run cannot be made"):
+        train_tokenizer(tiny_recipe(), tmp_path / "file" / "run")
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "get_available_trackers", list)
+    with pytest.raises(InputError, match="wandb, which is not installed: pip install wandb"):
+        train_tokenizer(tiny_recipe(trackers=("wandb",)), tmp_path)
+
+
+def test_a_broken_log_line_is_dropped(tmp_path: Path) -> None:
+    train_tokenizer(tiny_recipe(steps=1), tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"stage": "tokenizer", "st')
+    train_tokenizer(tiny_recipe(steps=2), tmp_path)
+    assert [line["step"] for line in records(tmp_path, "tokenizer")] == [1, 2]

@@ -1,0 +1,106 @@
+"""Order and chance of training: functions of seed, update and sample alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from vqvdm.train.order import Batch, Order, seed_of, updates
+
+CPU = torch.device("cpu")
+
+
+class Echo(Dataset):
+    """Items that say how they were asked for."""
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        return {"key": torch.tensor(key)}
+
+
+def keys(order: Order, first: int, last: int, workers: int = 0) -> list[torch.Tensor]:
+    """(b, 2) index and draw of each update's samples."""
+    steps = updates(order, Echo(), first, last, workers, CPU)
+    return [torch.cat([batch["key"] for batch in batches]) for batches in steps]
+
+
+def test_each_epoch_sees_every_clip_once_in_an_order_and_with_draws_of_its_own() -> None:
+    order = Order(seed=3, length=7, batch=2)
+    picks = [order.pick(number) for number in range(21)]
+    epochs = [[index for index, _ in picks[start : start + 7]] for start in (0, 7, 14)]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(7))] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert len({draw for _, draw in picks}) == 21
+    assert all(0 <= draw < 2**31 for _, draw in picks)
+    assert [Order(seed=4, length=7, batch=2).pick(number) for number in range(21)] != picks
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_later_start_sees_what_an_early_one_sees_from_there(workers: int) -> None:
+    order = Order(seed=0, length=7, batch=2, accumulate=2)
+    whole = keys(order, 0, 6)
+    rest = keys(order, 4, 6, workers)
+    assert len(rest) == 2
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+
+
+def test_two_processes_share_out_the_samples_of_one_with_the_double_batch() -> None:
+    one = keys(Order(seed=0, length=7, batch=4), 0, 3)
+    both = [keys(Order(seed=0, length=7, batch=2, rank=rank, processes=2), 0, 3) for rank in (0, 1)]
+    for step in range(3):
+        assert torch.equal(one[step], torch.cat([both[0][step], both[1][step]]))
+
+
+def test_no_sample_number_is_left_out_or_used_twice() -> None:
+    seen: Counter[int] = Counter()
+    for rank in range(3):
+        order = Order(seed=0, length=7, batch=2, accumulate=2, rank=rank, processes=3)
+        for step in range(5):
+            for micro in range(2):
+                seen.update(order.numbers(step, micro))
+    assert seen == Counter(range(5 * order.size))
+
+
+def batch_of(numbers: range, size: int, seed: int = 0) -> Batch:
+    return Batch({}, numbers, seed, size, last=True)
+
+
+def test_noise_belongs_to_the_sample_not_to_the_batch() -> None:
+    like = torch.empty(4, 3, 2, 2, 2, dtype=torch.float64)
+    whole = batch_of(range(8, 12), 4).noise_like(like)
+    parts = [batch_of(range(8, 10), 4).noise_like(like[:2]), batch_of(range(10, 12), 4).noise_like(like[2:])]
+    assert whole.dtype == torch.float64
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, batch_of(range(8, 12), 4, seed=1).noise_like(like))
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = batch_of(range(200), 200).noise_like(torch.empty(200, 100))
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
+    assert noise.flatten().unique().numel() > 19_900
+
+
+def test_strata_cover_the_whole_update_evenly_and_move_with_it() -> None:
+    first, second = (batch_of(range(step * 8, step * 8 + 8), 8).strata("time") for step in (0, 1))
+    assert torch.equal((first * 8).long().sort().values, torch.arange(8))  # one in each eighth
+    assert not torch.allclose(first, second)
+    halves = [batch_of(range(4), 8).strata("time"), batch_of(range(4, 8), 8).strata("time")]
+    assert torch.equal(first, torch.cat(halves))
+    offsets = torch.cat([batch_of(range(step, step + 1), 1).strata("time") for step in range(500)])
+    assert abs(offsets.mean() - 0.5) < 0.05  # 3.9 standard errors
+    assert offsets.min() >= 0
+    assert offsets.max() < 1
+
+
+def test_purposes_have_numbers_of_their_own() -> None:
+    batch = batch_of(range(50), 50)
+    assert torch.equal(batch.uniform("class"), batch.uniform("class"))
+    correlation = torch.corrcoef(torch.stack([batch.uniform("class"), batch.uniform("frame")]))[0, 1]
+    assert abs(correlation) < 0.5
+    assert seed_of("a", "b") != seed_of("ab")

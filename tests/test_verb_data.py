@@ -1,0 +1,81 @@
+"""`vqvdm data check`: what it prints, and its exit status."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from vqvdm.errors import InputError
+from vqvdm.verbs.data import check
+
+
+def _lines(text: str) -> dict[str, str]:
+    """First word(s) of each summary line -> the rest."""
+    pairs = (re.split(r"\s{2,}", line.strip(), maxsplit=1) for line in text.splitlines())
+    return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
+
+
+def test_a_good_folder(tmp_path, numbered, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name, frames, fps in (
+        ("train/x/a", 10, 25),
+        ("train/x/b", 20, 25),
+        ("train/y/c", 60, 30),
+        ("test/y/d", 16, 25),
+    ):
+        numbered.write(tmp_path / f"{name}.avi", frames=frames, fps=fps)
+    assert check(str(tmp_path), frames=16) == 0
+    found = _lines(capsys.readouterr().out)
+    assert found["layout"] == "folders"
+    assert found["videos"] == "4 (train 3, test 1); 0 bad"
+    assert found["classes"] == "2"
+    assert found["frames"] == "10 to 60, median 18, together 106"
+    assert found["seconds"] == "0.4 to 2, median 0.72"
+    assert found["frame rates"] == "25 fps: 3, 30 fps: 1"
+    assert found["sizes"] == "64x48: 4"
+    assert found["too short"] == "1 of 4 for 16 frames"
+    assert re.split(r"\s+", found["0"]) == ["x", "2", "0"]
+    assert re.split(r"\s+", found["1"]) == ["y", "1", "1"]
+    assert check(str(tmp_path), frames=16, fps=10) == 0
+    assert _lines(capsys.readouterr().out)["too short"] == "3 of 4 for 16 frames at 10 fps"
+
+
+def test_every_bad_file_is_named_with_its_reason_and_ends_in_status_1(tmp_path, numbered, capsys):
+    numbered.write(tmp_path / "good.avi", frames=30)
+    cut = numbered.write(tmp_path / "cut.avi", frames=60)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (tmp_path / "[odd] name.mp4").write_text("no video")
+    (tmp_path / "empty.webm").touch()
+    assert check(str(tmp_path)) == 1
+    out = capsys.readouterr().out
+    assert "2 bad" in out
+    assert "Bad files, left out: 2" in out
+    assert "[odd] name.mp4: not a readable video" in out
+    assert "empty.webm: the file is empty" in out
+    assert re.search(r"Damaged, but usable: 1\n  cut\.avi: the header states 60 frames", out)
+
+
+def test_real_folders(real_data, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert check(str(real_data / "ucf101-mini")) == 0
+    out = capsys.readouterr().out
+    found = _lines(out)
+    assert found["videos"] == "11 (train 2, test 9); 0 bad"
+    assert found["frame rates"] == "29.97 fps: 6, 25 fps: 5"
+    assert "Listed, but absent: 13309" in out
+    assert "... and 13299 more" in out
+    assert "(92 classes without videos)" in out
+    assert check(str(real_data / "sky-mini"), frames=32) == 0
+    found = _lines(capsys.readouterr().out)
+    assert found["layout"] == "frames"
+    assert found["frame rates"] == "25 fps: 36 (assumed: frame folders carry none)"
+
+
+def test_nothing_to_check(tmp_path):
+    with pytest.raises(InputError, match="no videos found"):
+        check(str(tmp_path))
+    with pytest.raises(InputError, match="no such folder"):
+        check(str(tmp_path / "absent"))
+    with pytest.raises(InputError, match="stride 0"):
+        check(str(tmp_path), stride=0)

@@ -1,0 +1,144 @@
+"""`vqvdm sample`: its files against the pipeline itself, and against themselves made otherwise."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tiny_pipeline import tiny_pipeline
+from vqvdm.errors import InputError
+from vqvdm.verbs.sample import main, make_orders, video_seed
+from vqvdm.video import read_video
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "pipeline"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def comment(path: Path) -> dict:
+    with av.open(str(path)) as container:
+        return json.loads(container.metadata["comment"])
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def test_a_file_for_each_video_and_a_sheet(model, tmp_path, capsys):
+    main(str(model), classes="up,0", count=2, fps=12, out=tmp_path, seed=5)
+    assert set(contents(tmp_path)) == {"up-00.mp4", "up-01.mp4", "left-00.mp4", "left-01.mp4", "sheet.png"}
+    assert "4 videos" in capsys.readouterr().out
+    with av.open(str(tmp_path / "up-01.mp4")) as container:
+        assert container.streams.video[0].average_rate == 12
+    said = comment(tmp_path / "up-01.mp4")
+    assert said["ai_generated"] is True and said["generator"].startswith("vqvdm ")
+    assert (said["class"], said["seed"], said["steps"], said["fps"]) == ("up", video_seed(5, 2, 1), 4, 12)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert json.loads(sheet.info["Comment"])["ai_generated"] is True
+
+
+def test_the_pipeline_makes_the_same_from_the_seed_in_the_file(model, tmp_path):
+    main(str(model), classes="up,0", count=2, fps=12, out=tmp_path, format="png")
+    with Image.open(tmp_path / "up-01.png") as row:
+        seed = json.loads(row.info["Comment"])["seed"]
+        made = np.stack([np.asarray(row)[:, 18 * k : 18 * k + 16] for k in range(4)])  # two white pixels between
+    generator = [torch.Generator().manual_seed(seed)]
+    expected = tiny_pipeline()(["up"], fps=12, generator=generator, output_type="np").frames[0]
+    np.testing.assert_allclose(made, expected * 255, atol=0.6)
+
+
+@pytest.mark.parametrize("format", ["mp4", "gif"])
+def test_same_seed_same_files(model, tmp_path, format):
+    main(str(model), count=2, out=tmp_path / "a", format=format)
+    main(str(model), count=2, out=tmp_path / "b", format=format)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert len(contents(tmp_path / "a")) == 7
+
+
+def test_a_run_folder_will_do(model, tmp_path):
+    main(str(model.parent), classes="left", out=tmp_path)
+    assert set(contents(tmp_path)) == {"left-00.mp4", "sheet.png"}
+
+
+def test_videos_do_not_depend_on_their_company(model, tmp_path):
+    main(str(model), classes="all", count=2, out=tmp_path / "all", format="png", batch=4)
+    main(str(model), classes="up", count=3, out=tmp_path / "one", format="png", batch=1)
+    for name in ("up-00.png", "up-01.png"):
+        both = [pixels(tmp_path / folder / name) for folder in ("all", "one")]
+        assert np.abs(both[0] - both[1]).max() <= 1  # one step of 255, where a sum rounds the other way
+    main(str(model), classes="up", seed=1, out=tmp_path / "other", format="png")
+    assert np.abs(pixels(tmp_path / "other" / "up-00.png") - pixels(tmp_path / "one" / "up-00.png")).max() > 20
+
+
+def test_settings_reach_the_pipeline(model, tmp_path):
+    main(str(model), classes="0", frames=6, height=24, width=32, steps=2, guidance=1, scheduler="euler", out=tmp_path)
+    assert read_video(tmp_path / "left-00.mp4").shape == (6, 24, 32, 3)
+    said = comment(tmp_path / "left-00.mp4")
+    assert (said["steps"], said["guidance_scale"], said["scheduler"]) == (2, 1, "FlowMatchEulerDiscreteScheduler")
+
+
+def test_without_classes(model, tmp_path):
+    main(str(model), classes="none", count=3, out=tmp_path / "a")
+    assert set(contents(tmp_path / "a")) == {"video-00.mp4", "video-01.mp4", "video-02.mp4", "sheet.png"}
+    tiny_pipeline(num_classes=0, pixels=True).save_pretrained(tmp_path / "free")
+    main(str(tmp_path / "free"), out=tmp_path / "b")
+    assert set(contents(tmp_path / "b")) == {"video-00.mp4", "sheet.png"}
+    with pytest.raises(InputError, match="this model is unconditional"):
+        main(str(tmp_path / "free"), classes="left")
+
+
+def test_class_names_as_they_come():
+    pipe = tiny_pipeline()
+    pipe.register_to_config(id2label={"0": "a, b", "1": "a / b", "2": "2"})
+    assert [order.label for order in make_orders(pipe, "a, b", 1, 0)] == [0]
+    assert [order.label for order in make_orders(pipe, "2,1,1", 1, 0)] == [2, 1]
+    files = [order.file for order in make_orders(pipe, "all", 1, 0)]
+    assert len(set(files)) == 3 and all(re.fullmatch(r"[\w.-]+", file) for file in files)
+
+
+WRONG = [
+    ({"classes": "lefft"}, "did you mean 'left'"),
+    ({"classes": "3"}, "id 3 is out of range"),
+    ({"count": 0}, "--count must be at least 1"),
+    ({"seed": -1}, "--seed must be at least 0"),
+    ({"scheduler": "ddim"}, "no scheduler 'ddim' for prediction flow"),
+    ({"width": 20}, "the nearest that are is 16x16"),
+    ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda x: x if isinstance(x, str) else None)
+def test_wrong_arguments(model, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        main(str(model), out=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_models(model, tmp_path):
+    with pytest.raises(InputError, match="holds no pipeline"):
+        main(str(tmp_path), out=tmp_path)
+    with pytest.raises(InputError, match="is neither a folder nor a name on the hub"):
+        main(str(tmp_path / "nowhere"), out=tmp_path)
+    tiny_pipeline().save_pretrained(tmp_path / "cut")
+    weights = tmp_path / "cut" / "denoiser" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cut cannot be loaded"):
+        main(str(tmp_path / "cut"), out=tmp_path)

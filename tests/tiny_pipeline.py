@@ -1,0 +1,50 @@
+"""Untrained pipelines of a few thousand weights, for the tests of everything that samples."""
+
+from __future__ import annotations
+
+import torch
+
+from vqvdm import VideoDenoiser, VideoTokenizer, VQVDMPipeline
+from vqvdm.diffusion import Objective
+
+LABELS = {0: "left", 1: "right", 2: "up"}
+
+
+def tiny_tokenizer(seed: int = 0) -> VideoTokenizer:
+    """Factors (2, 4, 4), four latent channels, no codebook."""
+    torch.manual_seed(seed)
+    return VideoTokenizer(
+        channels=(8, 16), strides=((2, 2, 2),), patch=(1, 2, 2), latent_channels=4, quantizer="none"
+    ).eval()
+
+
+def tiny_denoiser(in_channels: int = 4, num_classes: int = 3) -> VideoDenoiser:
+    """Two levels; its output, zero in an untrained network, is made to depend on everything that enters."""
+    torch.manual_seed(1)
+    denoiser = VideoDenoiser(in_channels=in_channels, channels=(8, 16), blocks=1, num_classes=num_classes, head_dim=8)
+    for parameter in denoiser.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return denoiser.eval()
+
+
+def tiny_pipeline(
+    *, num_classes: int = 3, pixels: bool = False, scheduler: str = "dpm++", objective: Objective | None = None
+) -> VQVDMPipeline:
+    """Four frames of 16x16 in four steps."""
+    pipeline = VQVDMPipeline(
+        None if pixels else tiny_tokenizer(),
+        tiny_denoiser(3 if pixels else 4, num_classes),
+        (objective or Objective()).make_scheduler(scheduler),
+        id2label=LABELS if num_classes == 3 else None,
+        fps=8.0,
+        num_frames=4,
+        height=16,
+        width=16,
+        num_inference_steps=4,
+        guidance_scale=3.0,
+        guidance_interval=(0.1, 0.9),
+        about={"data": "nothing", "license": "apache-2.0", "recipe": "tiny", "seed": 0, "results": {"psnr": 1.5}},
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
