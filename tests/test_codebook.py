@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vqvdm import codebook
-from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, nearest_codes
+from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, RunningNorm, nearest_codes
 from vqvdm.errors import InputError
 
 
@@ -296,7 +296,7 @@ def test_fsq_tokens_and_values_are_a_bijection(levels: tuple[int, ...]) -> None:
         grid = (torch.arange(level) - level // 2) / (level // 2)
         torch.testing.assert_close(values[:, channel].unique(), grid)
     # every code is reached: a large enough grid of inputs gives exactly these values and tokens
-    axes = [torch.linspace(-4, 4, 60)] * len(levels) if len(levels) < 4 else [torch.linspace(-4, 4, 33)] * 4
+    axes = [torch.linspace(-5, 5, 60)] * len(levels) if len(levels) < 4 else [torch.linspace(-5, 5, 33)] * 4
     z = torch.cartesian_prod(*axes).view(-1, len(levels)).T.view(1, len(levels), 1, 1, -1)
     out = fsq(z)
     assert torch.equal(out.tokens.unique(), tokens.flatten())
@@ -306,19 +306,35 @@ def test_fsq_tokens_and_values_are_a_bijection(levels: tuple[int, ...]) -> None:
 
 
 def test_fsq_follows_the_papers_arithmetic() -> None:
-    """Mentzer et al. 2023, appendix A.1, in numpy."""
+    """Mentzer et al. 2023, appendix A.1, in numpy, with a cut at `span` deviations in place of tanh."""
     levels = np.array([8, 5, 4, 2])
     z = latents(0, dim=4, grid=(3, 5, 5)) * 2
-    half = (levels - 1) * (1 - 1e-3) / 2
-    offset = np.where(levels % 2 == 1, 0.0, 0.5)
-    bounded = np.tanh(vectors_of(z).numpy() + np.tan(offset / half)) * half - offset
+    lowest, highest = -(levels // 2), (levels - 1) // 2
+    bounded = np.clip(vectors_of(z).numpy() / 2.5 * (levels // 2), lowest, highest)
     codes = np.round(bounded)
-    tokens = ((codes + levels // 2) * np.concatenate([[1], np.cumprod(levels[:-1])])).sum(1)
-    fsq = FiniteScalarQuantizer((8, 5, 4, 2))
+    tokens = ((codes - lowest) * np.concatenate([[1], np.cumprod(levels[:-1])])).sum(1)
+    fsq = FiniteScalarQuantizer((8, 5, 4, 2), span=2.5)
     out = fsq(z)
     np.testing.assert_allclose(vectors_of(out.quantized), codes / (levels // 2), atol=1e-6)
     np.testing.assert_allclose(vectors_of(fsq.bound(z)), bounded / (levels // 2), atol=1e-5)
     assert out.tokens.flatten().tolist() == tokens.astype(int).tolist()
+
+
+def test_running_norm_follows_its_averages() -> None:
+    norm = RunningNorm(3, decay=0.9)
+    batches = [latents(seed) * (seed + 1) + seed for seed in range(30)]
+    mean, variance = np.zeros(3), np.ones(3)
+    for n, z in enumerate(batches):
+        norm(z)
+        vectors, keep = vectors_of(z).numpy(), min(0.9, n / (n + 1))
+        mean = keep * mean + (1 - keep) * vectors.mean(0)
+        variance = keep * variance + (1 - keep) * vectors.var(0)
+    np.testing.assert_allclose(norm.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(norm.variance, variance, rtol=1e-4)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    out = norm.eval()(batches[3])
+    np.testing.assert_allclose(vectors_of(out), (vectors_of(batches[3]).numpy() - mean) / np.sqrt(variance), atol=1e-4)
+    assert all(torch.equal(norm.state_dict()[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("kind", ["euclidean", "cosine", "fsq"])
@@ -339,7 +355,7 @@ def test_snapping_the_bounded_value_is_quantising(kind: str) -> None:
 
 def test_fsq_gradient_is_that_of_the_bound() -> None:
     fsq = FiniteScalarQuantizer((8, 5, 5))
-    z, a = latents(0).requires_grad_(), latents(1)
+    z, a = (latents(0) / 2).requires_grad_(), latents(1)  # within the span
     (through,) = torch.autograd.grad((a * fsq(z).quantized).sum(), z)
     (bound,) = torch.autograd.grad((a * fsq.bound(z)).sum(), z)
     torch.testing.assert_close(through, bound)

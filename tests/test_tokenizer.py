@@ -137,20 +137,18 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 def test_tiles_join_without_seams() -> None:
-    """Along a seam the decoded clip may not jump more than it does elsewhere; without overlap it does."""
+    """Between neighbouring pixels a tiled clip may differ from the whole one's step less, the more tiles overlap."""
     model = tiny(quantizer="none").eval()
-    smooth = torch.linspace(-1, 1, 96).view(1, 1, 1, 1, 96).expand(1, 3, 8, 32, 96).contiguous()
-    z = model.encode(smooth)
+    z = model.encode(torch.linspace(-1, 1, 96).view(1, 1, 1, 1, 96).expand(1, 3, 8, 32, 96).contiguous())
+    steps = model.decode(z).diff(dim=-1)
 
-    def jump(overlap: int) -> float:
+    def seam(overlap: int) -> float:
         model.enable_tiling((8, 32, 32), (4, 16, overlap))
-        decoded = model.decode(z)
+        tiled = model.decode(z).diff(dim=-1)
         model.disable_tiling()
-        steps = decoded.diff(dim=-1).abs().mean((0, 1, 2, 3))  # (95,)
-        patches = steps.view(-1)[7::8]  # steps between patches of 8 pixels, where seams can lie
-        return (patches.max() / patches.median()).item()
+        return (tiled - steps).abs().amax().item()
 
-    assert jump(24) < 0.75 * jump(0)
+    assert seam(24) < 0.5 * seam(0)
 
 
 def test_tiling_needs_multiples_of_the_factors() -> None:

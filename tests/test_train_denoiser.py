@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_training import DENOISER, TinyClips, give_tokenizer, tiny_recipe, use_tiny_clips
+from tiny_training import DENOISER, TinyClips, give_tokenizer, open_tiny, tiny_recipe
 from vqvdm.errors import InputError
 from vqvdm.latents import write_latents
 from vqvdm.pipeline import VQVDMPipeline
@@ -20,15 +20,13 @@ from vqvdm.train.denoiser import _DenoiserStage, train_denoiser
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch
 
-
 # diffusers' schedulers give tensors to numpy in a way that numpy deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
 def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_dataset", module.open_dataset)
-    use_tiny_clips()
+    monkeypatch.setattr(module, "open_dataset", open_tiny)
 
 
 def pixel_stage(tmp_path: Path, model: dict | None = None, dropout: float = 0.5, **training) -> _DenoiserStage:

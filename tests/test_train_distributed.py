@@ -10,10 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import ADVERSARIAL, give_tokenizer, tiny_recipe
 
+from tiny_training import ADVERSARIAL, give_tokenizer, open_tiny, tiny_recipe
 from vqvdm.recipe import Recipe
+from vqvdm.train import denoiser, tokenizer
 from vqvdm.train.checkpoint import Checkpoint, latest_checkpoint
+from vqvdm.train.denoiser import train_denoiser
+from vqvdm.train.tokenizer import train_tokenizer
+
+# diffusers' schedulers give tensors to numpy in a way that numpy deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 
@@ -27,18 +33,26 @@ def recipe_of(batch: int) -> Recipe:
 
 
 def train(run: Path, stage: str, batch: int, processes: int) -> Checkpoint:
-    recipe_of(batch).save(run / "recipe.yaml")
-    launch = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    command = [sys.executable, *launch, str(SCRIPT), stage, str(run)]
-    environment = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=250, env={**os.environ, **environment})
-    assert result.returncode == 0, result.stderr
+    recipe = recipe_of(batch)
+    if processes == 1:
+        {"tokenizer": train_tokenizer, "denoiser": train_denoiser}[stage](recipe, run)
+    else:
+        recipe.save(run / "recipe.yaml")
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, *launch, str(SCRIPT), stage, str(run)]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr
     found = latest_checkpoint(run / "checkpoints" / stage)
     assert found is not None
     assert found.step == 4
     return found
+
+
+@pytest.fixture(autouse=True)
+def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (tokenizer, denoiser):
+        monkeypatch.setattr(module, "open_dataset", open_tiny)
 
 
 @pytest.mark.slow
@@ -49,17 +63,18 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path, stage: st
         run.mkdir()
         give_tokenizer(run)
     one, two = train(runs[0], stage, batch=4, processes=1), train(runs[1], stage, batch=2, processes=2)
-    names = {"model", "ema", "optimizer"} | (
-        {"discriminators", "discriminators_optimizer"} if stage == "tokenizer" else set()
-    )
-    for name in sorted(names):
+    names = ["model", "ema", "optimizer"]
+    names += ["discriminators", "discriminators_optimizer"] if stage == "tokenizer" else []
+    for name in names:
         ours, theirs = one.tensors(name), two.tensors(name)
         assert ours.keys() == theirs.keys()
         assert ours
-        for key, value in ours.items():
-            # Adam's ratio magnifies rounding where a gradient is almost zero.
-            torch.testing.assert_close(
-                value, theirs[key], rtol=1e-3, atol=2e-4, msg=lambda m, k=key: f"{name} {k}: {m}"
-            )
+        if "optimizer" in name:  # the moving averages of the gradients, one by one
+            for key, value in ours.items():
+                apart, size = (value - theirs[key]).float().norm().item(), value.float().norm().item()
+                assert apart <= 1e-3 * size + 1e-6, f"{name} {key}: {apart} apart at a size of {size}"
+        else:  # Adam magnifies the rounding of gradients that are almost zero, so the weights as a whole
+            a, b = (torch.cat([tensors[key].float().flatten() for key in ours]) for tensors in (ours, theirs))
+            assert (a - b).norm() <= 1e-3 * a.norm(), name
     logs = [(run / "log.jsonl").read_text().splitlines() for run in runs]
     assert len(logs[0]) == len(logs[1])

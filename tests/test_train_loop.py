@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny_training import ADVERSARIAL, give_tokenizer, tiny_recipe, use_tiny_clips
+from tiny_training import ADVERSARIAL, give_tokenizer, open_tiny, tiny_recipe
 from vqvdm.errors import InputError
 from vqvdm.recipe import AdversarialRecipe, Recipe
 from vqvdm.tokenizer import VideoTokenizer
@@ -35,8 +35,7 @@ SCRIPT = Path(__file__).with_name("tiny_training.py")
 @pytest.fixture(autouse=True)
 def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (tokenizer, denoiser):
-        monkeypatch.setattr(module, "open_dataset", module.open_dataset)  # puts it back afterwards
-    use_tiny_clips()
+        monkeypatch.setattr(module, "open_dataset", open_tiny)
 
 
 def records(run: Path, stage: str) -> list[dict[str, float]]:

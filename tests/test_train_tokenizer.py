@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tiny_training import ADVERSARIAL, TOKENIZER, TinyClips, tiny_recipe, use_tiny_clips
+from tiny_training import ADVERSARIAL, TOKENIZER, TinyClips, open_tiny, tiny_recipe
 from vqvdm.errors import InputError
 from vqvdm.perceptual import LPIPS
 from vqvdm.recipe import AdversarialRecipe, TokenizerLossRecipe
@@ -25,8 +25,7 @@ from vqvdm.video import probe
 
 @pytest.fixture(autouse=True)
 def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_dataset", module.open_dataset)
-    use_tiny_clips()
+    monkeypatch.setattr(module, "open_dataset", open_tiny)
 
 
 def make_stage(tmp_path: Path, adversarial: AdversarialRecipe = ADVERSARIAL, **training) -> _TokenizerStage:

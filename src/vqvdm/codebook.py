@@ -138,7 +138,6 @@ class EMACodebook(nn.Module):
         return F.normalize(z.float(), dim=1).to(z.dtype) if self.cosine else z
 
     @torch.no_grad()
-    @torch.compiler.disable
     def _update(self, vectors: Tensor, tokens: Tensor) -> Tensor:
         """One step of the moving averages from the vectors (n, c) of this process; returns the batch's counts."""
         assert self.codes.dtype == torch.float32, "a codebook in lower precision cannot be trained"
@@ -163,7 +162,6 @@ class EMACodebook(nn.Module):
         self.sums[dead] = drawn * mean_count
 
     @torch.no_grad()
-    @torch.compiler.disable
     def _initialise(self, vectors: Tensor) -> None:
         """Take the codes from the first batch: vectors of it (n, c), or the means of their clusters."""
         drawn = self._draw(vectors, self.num_codes)  # (at most num_codes, c)
@@ -227,8 +225,12 @@ class FiniteScalarQuantizer(nn.Module):
     levels the uppermost is 1/2, because 0 is always a level.
     """
 
-    def __init__(self, levels: tuple[int, ...]) -> None:
+    def __init__(self, levels: tuple[int, ...], span: float = 4.0) -> None:
         """Make a quantiser of len(levels) channels and prod(levels) codes.
+
+        Args:
+            levels: number of levels of each channel.
+            span: deviations of the input that the levels cover to either side.
 
         Raises:
             InputError: no levels, or a channel with fewer than 2.
@@ -238,6 +240,7 @@ class FiniteScalarQuantizer(nn.Module):
         if not levels or any(int(level) != level or level < 2 for level in levels):
             raise InputError(f"fsq levels must be whole numbers of at least 2, such as (8, 5, 5, 5), not {levels}")
         self.levels = levels
+        self.span = span
         self.dim = len(levels)
         self.num_codes = math.prod(levels)
 
@@ -270,17 +273,13 @@ class FiniteScalarQuantizer(nn.Module):
         return torch.stack(values, dim=1)
 
     def bound(self, z: Tensor) -> Tensor:
-        """Squash `z` (b, dim, t, h, w) into the range that rounds to the levels, within [-1, 1] (appendix A.1).
+        """Scale `z` (b, dim, t, h, w), of mean 0 and deviation 1, by 1 / span and cut it to the range of the levels.
 
-        An even number of levels has no middle one: the range is moved down by half a step, and the input moved up so
-        that 0 stays (nearly) 0.
+        The paper squashes by tanh (appendix A.1). Large values are rare and are what moves: cutting far out keeps
+        them apart where tanh, at a slope that uses the levels, does not.
         """
-        even = [0.5 if level % 2 == 0 else 0.0 for level in self.levels]
-        half = [(level - 1) * (1 - 1e-3) / 2 for level in self.levels]  # the margin keeps ends from rounding outwards
-        shift = self._per_channel([math.tan(e / h) for e, h in zip(even, half, strict=True)], z)
-        offset, half_range = self._per_channel(even, z), self._per_channel(half, z)
-        half_width = self._per_channel([level // 2 for level in self.levels], z)
-        return ((torch.tanh(z.float() + shift) * half_range - offset) / half_width).to(z.dtype)
+        top = self._per_channel([((level - 1) // 2) / (level // 2) for level in self.levels], z)
+        return torch.minimum((z.float() / self.span).clamp(min=-1.0), top).to(z.dtype)
 
     def _per_channel(self, values: list[float] | list[int], z: Tensor) -> Tensor:
         """One float32 number per channel, shaped to broadcast over (b, c, t, h, w)."""
@@ -288,7 +287,56 @@ class FiniteScalarQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         """Settings shown by `print(module)`."""
-        return f"levels={self.levels}"
+        return f"levels={self.levels}, span={self.span}"
+
+
+class RunningNorm(nn.Module):
+    """Each channel to about mean 0 and deviation 1, by moving averages over all positions, clips and processes.
+
+    Quantisers need a known scale: FSQ has a fixed range, and a commitment loss grows with the square of it. A norm of
+    each clip or position by itself would take its brightness away. No gradient flows through the averages, and
+    `inverse` gives the network its own scale back, so nothing is gained by growing.
+    """
+
+    def __init__(self, channels: int, decay: float = 0.99) -> None:
+        """Make a norm of (b, channels, t, h, w) that changes nothing until it has seen a training batch."""
+        super().__init__()
+        self.decay = decay
+        self.mean: Tensor
+        self.variance: Tensor
+        self.updates: Tensor
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(b, c, t, h, w), normalised, in the dtype of `z`; in training mode the averages learn from it first."""
+        if self.training:
+            self._learn(z.detach().float())
+        return self.normalise(z)
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """As `forward`, learning nothing in any mode."""
+        mean, deviation = self._statistics()
+        return ((z.float() - mean) / deviation).to(z.dtype)
+
+    def inverse(self, u: Tensor) -> Tensor:
+        """Undoes `normalise`: (b, c, t, h, w) back on the network's own scale."""
+        mean, deviation = self._statistics()
+        return (u.float() * deviation + mean).to(u.dtype)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        return self.mean.view(1, -1, 1, 1, 1), (self.variance + 1e-8).sqrt().view(1, -1, 1, 1, 1)
+
+    @torch.no_grad()
+    def _learn(self, z: Tensor) -> None:
+        totals = torch.stack([torch.ones_like(z), z, z.square()]).sum((1, 3, 4, 5))  # (3, c)
+        count, first, second = _sum_over_processes(totals)
+        mean = first / count
+        keep = min(self.decay, int(self.updates) / (int(self.updates) + 1))  # a plain average at first
+        self.mean.lerp_(mean, 1 - keep)
+        self.variance.lerp_((second / count - mean.square()).clamp(min=0), 1 - keep)
+        self.updates.add_(1)
 
 
 def nearest_codes(vectors: Tensor, codes: Tensor) -> Tensor:

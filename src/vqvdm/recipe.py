@@ -94,6 +94,7 @@ class TokenizerLossRecipe:
     l1: float = 1.0
     l2: float = 1.0
     quantizer: float = 1.0  # of the quantiser's own loss (commitment)
+    quantize_after: int = 0  # updates on continuous latents before the quantiser enters
     perceptual: float = 0.0  # LPIPS
     adversarial: AdversarialRecipe = field(default_factory=AdversarialRecipe)
 

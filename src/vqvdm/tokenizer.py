@@ -24,7 +24,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput
+from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput, RunningNorm
 from vqvdm.errors import InputError
 from vqvdm.tiling import blend_tiles
 
@@ -123,7 +123,7 @@ class Encoder(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         x = self.stem(fold(clip, self.patch))
         x = _run(self.layers, x, self.gradient_checkpointing and self.training)
-        return self.head(x)  # no norm before it: it would take the clip's brightness, or the height of its edges, away
+        return self.head(x)  # no norm before it: norms over space take a clip's brightness away
 
 
 class Decoder(nn.Module):
@@ -166,6 +166,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm", "codebook"]
+    _keep_in_fp32_modules = ["codebook", "running_norm"]
 
     @register_to_config
     def __init__(
@@ -208,6 +209,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         _check(channels, patch, strides)
         self.factors: Stride = tuple(math.prod(axis) for axis in zip(patch, *strides))  # (ft, fh, fw)
         self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels)
+        self.running_norm = RunningNorm(latent_channels)
         self.decoder = Decoder(latent_channels, channels, patch, strides, blocks, in_channels)
         self.codebook: EMACodebook | FiniteScalarQuantizer | None = None
         if quantizer == "ema":
@@ -245,7 +247,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (b, c, t, h, w) -> clip (b, 3, t*ft, h*fh, w*fw), about -1..1 (not clamped)."""
-        z = self._snap(self._denormalise(latents)).to(self.dtype)
+        z = self.running_norm.inverse(self._snap(self._denormalise(latents))).to(self.dtype)
         if not self.use_tiling:
             return self.decoder(z)
         tile = tuple(max(n // f, 1) for n, f in zip(self.tile, self.factors))
@@ -271,14 +273,19 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             raise InputError('this tokenizer has no codebook (quantizer="none"): it decodes latents, not tokens')
         return self.decode(self._normalise(self.codebook.embed(tokens)))
 
-    def forward(self, clip: Tensor) -> TokenizerOutput:
-        """Reconstruct a clip (b, c, t, h, w), differentiably; in training mode the codebook learns from it."""
+    def forward(self, clip: Tensor, quantize: bool = True) -> TokenizerOutput:
+        """Reconstruct a clip (b, c, t, h, w), differentiably; in training mode norm and codebook learn from it.
+
+        `quantize=False` passes continuous latents on, as training does at first (`quantize_after`).
+        """
         z = self.encoder(clip)
-        if self.codebook is None:
+        u = self.running_norm(z)
+        if self.codebook is None or not quantize:
             zero = z.new_zeros((), dtype=torch.float32)
             return TokenizerOutput(self.decoder(z), zero, None, zero, zero)
-        codes = self.codebook(z)
-        return TokenizerOutput(self.decoder(codes.quantized), codes.loss, codes.tokens, codes.perplexity, codes.usage)
+        codes = self.codebook(u)
+        reconstruction = self.decoder(self.running_norm.inverse(codes.quantized))
+        return TokenizerOutput(reconstruction, codes.loss, codes.tokens, codes.perplexity, codes.usage)
 
     # --- latents ------------------------------------------------------------------------------------------------
 
@@ -296,7 +303,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Make `encode` return (z - mean) / std: mean and std (c,) of the latents before normalisation."""
+        """Make `encode` exact: mean and std (c,) of what it returns while they are 0 and 1."""
         self.latents_mean.copy_(mean)
         self.latents_std.copy_(std.clamp(min=1e-6))
 
@@ -307,18 +314,20 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             z = blend_tiles(self.encoder, clip, self.tile, self.tile_overlap, scale)
         else:
             z = self.encoder(clip)
+        u = self.running_norm.normalise(z)
         if self.codebook is None:
-            return z
-        return self.codebook(z).quantized if self.config.latents == "after" else self.codebook.bound(z)
+            return u
+        u = self.codebook.bound(u)
+        return self.codebook.snap(u).quantized if self.config.latents == "after" else u
 
-    def _normalise(self, z: Tensor) -> Tensor:
-        return (z.float() - _per_channel(self.latents_mean)) / _per_channel(self.latents_std)
+    def _normalise(self, u: Tensor) -> Tensor:
+        return (u.float() - _per_channel(self.latents_mean)) / _per_channel(self.latents_std)
 
     def _denormalise(self, latents: Tensor) -> Tensor:
         return latents.float() * _per_channel(self.latents_std) + _per_channel(self.latents_mean)
 
-    def _snap(self, z: Tensor) -> Tensor:
-        return z if self.codebook is None else self.codebook.snap(z).quantized
+    def _snap(self, u: Tensor) -> Tensor:
+        return u if self.codebook is None else self.codebook.snap(u).quantized
 
     # --- the rest -----------------------------------------------------------------------------------------------
 

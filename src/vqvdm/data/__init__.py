@@ -9,7 +9,7 @@ from vqvdm.errors import InputError
 
 if TYPE_CHECKING:
     from vqvdm.data.clips import ClipDataset
-    from vqvdm.data.toy import ToyDataset
+    from vqvdm.data.worlds import ToyDataset
     from vqvdm.recipe import DataRecipe
 
 __all__ = ["open_dataset"]
@@ -28,7 +28,7 @@ def open_dataset(
     """
     # Imported here, since listing and indexing (`vqvdm.data.layouts`, `.index`) need no torch.
     if data.path in ("toy", "toy-clouds"):
-        from vqvdm.data.toy import ToyDataset
+        from vqvdm.data.worlds import ToyDataset
 
         return ToyDataset(world=data.path, size=data.size, frames=data.frames, clips=data.toy_clips, split=split)
 

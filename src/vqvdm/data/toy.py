@@ -79,21 +79,20 @@ class ToyMotions:
         video = np.repeat(still[None], self.frames, axis=0)
         # Only a window around the shape is computed: shapes reach 1.14 radii from the centre, their edges 1.1 pixels more.
         side = min(self.size, int(np.ceil(2 * (1.14 * radius.max() * self.size + 2.5))))
-        rows, columns = (self._window(centre, side) for centre in (y, x))  # (t, side)
-        dx = ((self._ticks[columns] - x[:, None]) / radius[:, None])[:, None, :]  # (t, 1, side), the shape's own units
-        dy = ((self._ticks[rows] - y[:, None]) / radius[:, None])[:, :, None]  # (t, side, 1)
+        top, left = (
+            np.clip(np.round(centre * self.size - side / 2).astype(int), 0, self.size - side) for centre in (y, x)
+        )
+        inside = np.arange(side)
+        dx = ((self._ticks[left[:, None] + inside] - x[:, None]) / radius[:, None])[:, None, :]  # (t, 1, side)
+        dy = ((self._ticks[top[:, None] + inside] - y[:, None]) / radius[:, None])[:, :, None]  # in the shape's own units
         cos, sin, scale = (values[:, None, None] for values in (np.cos(angle), np.sin(angle), radius))
         distance = _signed_distance(shape, cos * dx + sin * dy, cos * dy - sin * dx) * scale  # (t, side, side)
         coverage = np.clip(0.5 - distance * self.size / 1.5, 0.0, 1.0)[..., None]  # an edge 1.5 pixels wide
-        window = (np.arange(self.frames)[:, None, None], rows[:, :, None], columns[:, None, :])
-        behind = background[window[1:]]  # (t, side, side, 3)
-        video[window] = ((behind + coverage * (colour - behind)) * 255.0 + 0.5).astype(np.uint8)
+        for frame, cover, row, column in zip(video, coverage, top, left, strict=True):
+            window = slice(row, row + side), slice(column, column + side)
+            behind = background[window]
+            frame[window] = ((behind + cover * (colour - behind)) * 255.0 + 0.5).astype(np.uint8)
         return ToyClip(video, label, fps, motion.speed)
-
-    def _window(self, centre: np.ndarray, side: int) -> np.ndarray:
-        """Indices (t, side) of the pixels around centre (t,), in units, that lie within the frame."""
-        first = np.clip(np.round(centre * self.size - side / 2).astype(int), 0, self.size - side)
-        return first[:, None] + np.arange(side)
 
     def __iter__(self) -> Iterator[ToyClip]:
         index = 0

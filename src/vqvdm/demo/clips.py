@@ -124,14 +124,9 @@ def reconstruct_clips(recipe: Recipe, run: Path, clips: int, rates: Sequence[flo
     ]
 
 
-def judge_clips(
-    generated: Sequence[Generated], unseen: Sequence[Unseen]
-) -> tuple[list[Generated], list[Unseen]]:
+def judge_clips(generated: Sequence[Generated], unseen: Sequence[Unseen]) -> tuple[list[Generated], list[Unseen]]:
     """The same clips with the judge's verdicts."""
     return (
         [replace(clip, judged=judge(clip.video, clip.fps)) for clip in generated],
-        [
-            replace(clip, judged=judge(clip.real, clip.fps), judged_made=judge(clip.made, clip.fps))
-            for clip in unseen
-        ],
+        [replace(clip, judged=judge(clip.real, clip.fps), judged_made=judge(clip.made, clip.fps)) for clip in unseen],
     )

@@ -61,7 +61,7 @@ def make_report(
         "recipe": recipe.name,
         "frames": recipe.data.frames,
         "size": recipe.data.size,
-        "steps": {name: _steps(run / folder) for name, folder in (("tokenizer", "tokenizer"), ("denoiser", "pipeline"))},
+        "steps": {"tokenizer": _steps(run / "tokenizer"), "denoiser": _steps(run / "pipeline")},
         "parameters": {name: _parameters(run / "pipeline" / name) for name in ("tokenizer", "denoiser")},
         "scheduler": recipe.sampling.scheduler,
         "sampling_steps": recipe.sampling.steps,

@@ -148,7 +148,7 @@ class _TokenizerStage:
             frames = (batch.uniform("frame") * clip.shape[2]).long().to(clip.device)  # (b,)
             with synchronised(self.forward, batch.last):
                 with autocast(clip.device, self.training.precision):
-                    output = self.forward(clip)
+                    output = self.forward(clip, quantize=step >= self.loss.quantize_after)
                     loss, figures = self.tokenizer_loss(clip, output, frames, step, critics)
                 self.accelerator.backward(loss / len(batches))
             if critics is not None:
@@ -213,7 +213,7 @@ class _TokenizerStage:
 
     def notice(self, figures: Mapping[str, float]) -> str | None:
         """A warning when the codebook is collapsing."""
-        if self.tokenizer.codebook is None:
+        if self.tokenizer.codebook is None or figures["usage"] == 0:  # 0: the quantiser has not entered yet
             return None
         codes = self.tokenizer.codebook.num_codes
         share = figures["usage"] * codes / min(codes, self.positions)

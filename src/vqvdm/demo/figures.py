@@ -1,0 +1,187 @@
+"""The demo's figures as SVG: line charts and a matrix, small enough to be drawn by hand.
+
+Colours come from the page's CSS variables, with values for a file that stands alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+INK, SOFT, LINE = "var(--ink, #1c2430)", "var(--soft, #5d6878)", "var(--line, #dfe4ea)"
+ACCENT, SECOND = "var(--accent, #2b66d9)", "var(--second, #c2571a)"
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44  # margins of a chart
+_FONT = 'font-family="system-ui, sans-serif" font-size="12"'
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one curve."""
+
+    name: str  # in the legend; "" is left out there
+    points: Sequence[tuple[float, float]]
+    colour: str = ACCENT
+    width: float = 2.0
+    dashed: bool = False
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From values to places."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log(x) if self.logarithmic else x for x in (self.low, self.high, value))
+        return self.start + (value - low) / (high - low) * (self.stop - self.start)
+
+
+def line_chart(
+    series: Sequence[Series],
+    title: str,
+    x_label: str,
+    y_label: str,
+    *,
+    logarithmic: bool = False,
+    from_zero: bool = False,
+    x_ticks: Sequence[float] | None = None,
+    size: tuple[int, int] = (440, 280),
+) -> str:
+    """Curves over one axis, as an SVG element.
+
+    Args:
+        series: the curves; those drawn last lie on top.
+        title: for screen readers.
+        x_label, y_label: of the axes.
+        logarithmic: the vertical axis; values must be above 0.
+        from_zero: the vertical axis begins at 0.
+        x_ticks: where to mark the horizontal axis, the first and last being its ends; found if None.
+        size: width and height in the SVG's own units.
+    """
+    width, height = size
+    xs = [x for curve in series for x, _ in curve.points] or [0.0, 1.0]
+    ys = [y for curve in series for _, y in curve.points] or [1.0, 2.0]
+    y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else _ticks(0.0 if from_zero else min(ys), max(ys))
+    across = list(x_ticks or _ticks(min(xs), max(xs), wanted=4, outside=False))
+    pad = 0.08 * (max(xs) - min(xs)) if x_ticks else 0.0
+    x = _Scale(min(xs) - pad, max(max(xs), min(xs) + 1e-9) + pad, _LEFT, width - _RIGHT)
+    y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP, logarithmic)
+
+    parts = []
+    for tick in y_ticks:
+        parts.append(_line(_LEFT, y(tick), width - _RIGHT, y(tick), LINE))
+        parts.append(_text(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
+    parts += [_text(x(tick), height - _BOTTOM + 18, f"{tick:,g}", "middle") for tick in across]
+    parts.append(_text((_LEFT + width - _RIGHT) / 2, height - 6, x_label, "middle"))
+    for curve in series:
+        places = [(x(a), y(b)) for a, b in curve.points]
+        dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
+        if curve.width and len(places) > 1:
+            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{curve.colour}" stroke-width="{curve.width}"'
+                f' stroke-linejoin="round"{dash}/>'
+            )
+        if curve.dots or len(places) == 1:
+            parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{curve.colour}"/>' for a, b in places]
+    parts += _legend([curve for curve in series if curve.name], width, y_label)
+    return _svg(title, width, height, parts)
+
+
+def matrix(rows: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str, cell: int = 30) -> str:
+    """Counts as shaded cells, as an SVG element: a row is what was asked for, a column what was seen."""
+    left, top = 92, 84
+    width, height = left + cell * len(columns) + 34, top + cell * len(rows) + 4
+    parts = [_text(left - 8, top - 10, "asked for", "end")]
+    for k, name in enumerate(columns):
+        place = left + cell * (k + 0.5)
+        parts.append(
+            f'<text x="{place:.1f}" y="{top - 8}" transform="rotate(-45 {place:.1f} {top - 8})" fill="{SOFT}"'
+            f" {_FONT}>{escape(name)}</text>"
+        )
+    for j, (name, counts) in enumerate(rows.items()):
+        total = max(1, sum(counts.values()))
+        parts.append(_text(left - 8, top + cell * (j + 0.5) + 4, name, "end"))
+        for k, seen in enumerate(columns):
+            share = counts.get(seen, 0) / total
+            a, b = left + cell * k, top + cell * j
+            colour = ACCENT if seen == name else SECOND
+            parts.append(
+                f'<rect x="{a + 1}" y="{b + 1}" width="{cell - 2}" height="{cell - 2}" rx="3"'
+                f' fill="{colour if share else LINE}" fill-opacity="{0.15 + 0.65 * share if share else 0.45:.2f}"/>'
+            )
+            if share:
+                parts.append(_text(a + cell / 2, b + cell / 2 + 4, str(counts[seen]), "middle", INK))
+    return _svg(title, width, height, parts)
+
+
+def alone(svg: str) -> str:
+    """An SVG element as a file of its own, on white."""
+    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" style="background:#fff" ', 1)
+
+
+def _ticks(low: float, high: float, wanted: int = 5, outside: bool = True) -> list[float]:
+    """Round numbers, about `wanted`, that span low..high; or that lie inside it."""
+    if high - low < 1e-12:
+        low, high = low - 0.5, high + 0.5
+    raw = (high - low) / wanted
+    power = 10 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
+    round_low, round_high = (math.floor, math.ceil) if outside else (math.ceil, math.floor)
+    first, last = round_low(low / step - 1e-9 * (not outside)), round_high(high / step + 1e-9 * (not outside))
+    return [round(k * step, 12) for k in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten that span low..high; powers alone where those would be many."""
+    low, high = max(low, 1e-12), max(high, 1e-12)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    all_ticks = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+    below = max((tick for tick in all_ticks if tick <= low), default=all_ticks[0])
+    above = min((tick for tick in all_ticks if tick >= high), default=all_ticks[-1])
+    ticks = [tick for tick in all_ticks if below <= tick <= above]
+    if len(ticks) < 2:
+        return [below, 2 * below]
+    return ticks if len(ticks) <= 7 else [ticks[0], *ticks[1:-1][1::3], ticks[-1]]
+
+
+def _legend(series: Sequence[Series], width: int, y_label: str) -> list[str]:
+    """The axis' name and the curves' names, on a panel at the top right."""
+    parts, row = [], _TOP + 8
+    names = [(y_label, ""), *((curve.name, curve.colour) for curve in series)] if len(series) > 1 else [(y_label, "")]
+    panel = 7.0 * max(len(name) for name, _ in names) + 38
+    left = width - _RIGHT - panel
+    parts.append(
+        f'<rect x="{left:.0f}" y="{_TOP - 6}" width="{panel:.0f}" height="{18 * len(names) + 4}" rx="5"'
+        f' fill="var(--card, #fff)" fill-opacity="0.85"/>'
+    )
+    for (name, colour), curve in zip(names, [None, *series], strict=False):
+        if curve is not None:
+            dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
+            parts.append(
+                f'<line x1="{left + 8:.0f}" y1="{row - 4}" x2="{left + 26:.0f}" y2="{row - 4}" stroke="{colour}"'
+                f' stroke-width="{max(curve.width, 2)}"{dash}/>'
+            )
+        parts.append(_text(left + 32 if curve else left + 8, row, name, "start", SOFT if curve else INK))
+        row += 18
+    return parts
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
+
+
+def _text(x: float, y: float, words: str, anchor: str, colour: str = SOFT) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" {_FONT}>{escape(words)}</text>'
+
+
+def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
+    name = escape(title, quote=True)
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
