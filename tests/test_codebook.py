@@ -290,10 +290,10 @@ def test_fsq_tokens_and_values_are_a_bijection(levels: tuple[int, ...]) -> None:
     assert fsq.num_codes == math.prod(levels)
     tokens = torch.arange(fsq.num_codes).view(1, 1, 1, -1)
     values = fsq.embed(tokens)
-    assert values.abs().max() <= 1
+    assert values.abs().max() <= fsq.span
     assert len(vectors_of(values).unique(dim=0)) == fsq.num_codes
     for channel, level in enumerate(levels):
-        grid = (torch.arange(level) - level // 2) / (level // 2)
+        grid = (torch.arange(level) - level // 2) * 4.0 / (level // 2)
         torch.testing.assert_close(values[:, channel].unique(), grid)
     # every code is reached: a large enough grid of inputs gives exactly these values and tokens
     axes = [torch.linspace(-5, 5, 60)] * len(levels) if len(levels) < 4 else [torch.linspace(-5, 5, 33)] * 4
@@ -315,8 +315,8 @@ def test_fsq_follows_the_papers_arithmetic() -> None:
     tokens = ((codes - lowest) * np.concatenate([[1], np.cumprod(levels[:-1])])).sum(1)
     fsq = FiniteScalarQuantizer((8, 5, 4, 2), span=2.5)
     out = fsq(z)
-    np.testing.assert_allclose(vectors_of(out.quantized), codes / (levels // 2), atol=1e-6)
-    np.testing.assert_allclose(vectors_of(fsq.bound(z)), bounded / (levels // 2), atol=1e-5)
+    np.testing.assert_allclose(vectors_of(out.quantized), codes * 2.5 / (levels // 2), atol=1e-6)
+    np.testing.assert_allclose(vectors_of(fsq.bound(z)), bounded * 2.5 / (levels // 2), atol=1e-5)
     assert out.tokens.flatten().tolist() == tokens.astype(int).tolist()
 
 
@@ -325,16 +325,28 @@ def test_running_norm_follows_its_averages() -> None:
     batches = [latents(seed) * (seed + 1) + seed for seed in range(30)]
     mean, variance = np.zeros(3), np.ones(3)
     for n, z in enumerate(batches):
-        norm(z)
+        out = norm(z)
         vectors, keep = vectors_of(z).numpy(), min(0.9, n / (n + 1))
         mean = keep * mean + (1 - keep) * vectors.mean(0)
         variance = keep * variance + (1 - keep) * vectors.var(0)
+        np.testing.assert_allclose(vectors_of(out), (vectors - mean) / np.sqrt(variance), atol=1e-4)
     np.testing.assert_allclose(norm.mean, mean, rtol=1e-5)
     np.testing.assert_allclose(norm.variance, variance, rtol=1e-4)
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     out = norm.eval()(batches[3])
     np.testing.assert_allclose(vectors_of(out), (vectors_of(batches[3]).numpy() - mean) / np.sqrt(variance), atol=1e-4)
     assert all(torch.equal(norm.state_dict()[name], value) for name, value in before.items())
+
+
+def test_running_norm_rewards_neither_growth_nor_shift() -> None:
+    """Batch renormalisation: whatever is wanted of its output, the gradient has no part along z or along 1."""
+    norm, z = RunningNorm(3), latents(0).requires_grad_()
+    norm(latents(1) * 3 + 1)
+    (gradient,) = torch.autograd.grad((latents(2) * norm(z)).sum(), z)
+    along = (gradient * (z - z.mean((0, 2, 3, 4), keepdim=True))).sum((0, 2, 3, 4))
+    assert gradient.abs().max() > 0.1
+    torch.testing.assert_close(along, torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(gradient.sum((0, 2, 3, 4)), torch.zeros(3), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["euclidean", "cosine", "fsq"])

@@ -45,7 +45,9 @@ def test_a_step_between_tiles_becomes_a_ramp() -> None:
     assert (line.diff() >= -1e-6).all()
 
 
-@pytest.mark.parametrize("scale", [(Fraction(4), Fraction(8), Fraction(8)), (Fraction(1, 4), Fraction(1, 8), Fraction(1, 8))])
+@pytest.mark.parametrize(
+    "scale", [(Fraction(4), Fraction(8), Fraction(8)), (Fraction(1, 4), Fraction(1, 8), Fraction(1, 8))]
+)
 def test_scales_up_and_down(scale: tuple[Fraction, ...]) -> None:
     up = scale[0] > 1
     x = torch.randn(1, 2, *((3, 5, 6) if up else (12, 40, 48)))

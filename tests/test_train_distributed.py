@@ -56,6 +56,7 @@ def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two processes that wait for each other, on a busy machine
 @pytest.mark.parametrize("stage", ["tokenizer", "denoiser"])
 def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path, stage: str) -> None:
     runs = [tmp_path / "one", tmp_path / "two"]

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce  # with a gradient
 
 from vqvdm.errors import InputError
 
@@ -221,8 +222,10 @@ class FiniteScalarQuantizer(nn.Module):
     """Finite scalar quantisation: each channel is rounded to one of a few levels (Mentzer et al. 2023).
 
     The codes are the product of the channels' levels; nothing is learnt, there is no state and no loss. A channel of
-    L levels takes the values k / (L // 2), with k = -(L // 2) .. (L - 1) // 2: 5 levels are -1, -1/2, 0, 1/2, 1; of 4
-    levels the uppermost is 1/2, because 0 is always a level.
+    L levels takes the values k * span / (L // 2), with k = -(L // 2) .. (L - 1) // 2, so that 0 is always a level.
+
+    The paper squashes its input by tanh (appendix A.1); here it comes with deviation 1 (`RunningNorm`) and is cut far
+    out. Large values are rare and are what moves: a tanh with a slope that uses the levels would merge them.
     """
 
     def __init__(self, levels: tuple[int, ...], span: float = 4.0) -> None:
@@ -233,14 +236,15 @@ class FiniteScalarQuantizer(nn.Module):
             span: deviations of the input that the levels cover to either side.
 
         Raises:
-            InputError: no levels, or a channel with fewer than 2.
+            InputError: no levels, or a channel with fewer than 2; a span that is not positive.
         """
         super().__init__()
         levels = tuple(levels)
         if not levels or any(int(level) != level or level < 2 for level in levels):
             raise InputError(f"fsq levels must be whole numbers of at least 2, such as (8, 5, 5, 5), not {levels}")
-        self.levels = levels
-        self.span = span
+        if span <= 0:
+            raise InputError(f"fsq span must be positive, not {span}")
+        self.levels, self.span = levels, span
         self.dim = len(levels)
         self.num_codes = math.prod(levels)
 
@@ -249,37 +253,42 @@ class FiniteScalarQuantizer(nn.Module):
         return self._round(self.bound(z.float()), z.dtype, over_processes=self.training)
 
     def snap(self, values: Tensor) -> QuantizerOutput:
-        """The nearest levels of `values` (b, dim, t, h, w) that are bounded already; beyond the ends, the end."""
+        """The nearest levels of `values` (b, dim, t, h, w), this process alone; beyond the ends, the end."""
         return self._round(values.float(), values.dtype, over_processes=False)
 
-    def _round(self, continuous: Tensor, dtype: torch.dtype, over_processes: bool) -> QuantizerOutput:
-        half_width = self._per_channel([level // 2 for level in self.levels], continuous)
-        top = self._per_channel([(level - 1) // 2 for level in self.levels], continuous)
-        basis = self._per_channel([math.prod(self.levels[:i]) for i in range(self.dim)], continuous).long()
-        integers = torch.round(continuous.detach() * half_width).clamp(-half_width, top)  # (b, c, t, h, w)
-        tokens = ((integers + half_width).long() * basis).sum(dim=1)  # (b, t, h, w)
-        counts = _count(tokens.flatten(), self.num_codes)
-        counts = _sum_over_processes(counts) if over_processes else counts
-        quantized = _straight_through(continuous, integers / half_width).to(dtype)
-        return QuantizerOutput(quantized, tokens, continuous.new_zeros(()), *_spread(counts))
-
     def embed(self, tokens: Tensor) -> Tensor:
-        """Values of `tokens` (b, t, h, w), 0..num_codes-1, as float32 (b, dim, t, h, w) in [-1, 1]."""
-        values = []
+        """Values of `tokens` (b, t, h, w), 0..num_codes-1, as float32 (b, dim, t, h, w) in [-span, span]."""
+        integers = []
         rest = tokens
         for level in self.levels:
-            values.append((rest % level - level // 2).float() / (level // 2))
+            integers.append(rest % level - level // 2)
             rest = rest // level
-        return torch.stack(values, dim=1)
+        integers = torch.stack(integers, dim=1)
+        return integers * self._step(integers)
 
     def bound(self, z: Tensor) -> Tensor:
-        """Scale `z` (b, dim, t, h, w), of mean 0 and deviation 1, by 1 / span and cut it to the range of the levels.
+        """`z` (b, dim, t, h, w), cut to the range of the levels."""
+        lowest, highest = self._ends(z)
+        step = self._step(z)
+        return torch.minimum(torch.maximum(z.float(), lowest * step), highest * step).to(z.dtype)
 
-        The paper squashes by tanh (appendix A.1). Large values are rare and are what moves: cutting far out keeps
-        them apart where tanh, at a slope that uses the levels, does not.
-        """
-        top = self._per_channel([((level - 1) // 2) / (level // 2) for level in self.levels], z)
-        return torch.minimum((z.float() / self.span).clamp(min=-1.0), top).to(z.dtype)
+    def _round(self, continuous: Tensor, dtype: torch.dtype, over_processes: bool) -> QuantizerOutput:
+        step, (lowest, highest) = self._step(continuous), self._ends(continuous)
+        basis = self._per_channel([math.prod(self.levels[:i]) for i in range(self.dim)], continuous).long()
+        integers = torch.round(continuous.detach() / step).clamp(lowest, highest)  # (b, c, t, h, w)
+        tokens = ((integers - lowest).long() * basis).sum(dim=1)  # (b, t, h, w)
+        counts = _occurrences(_from_all_processes(tokens) if over_processes else tokens)
+        perplexity, _ = _spread(counts)
+        usage = (counts > 0).sum() / self.num_codes
+        quantized = _straight_through(continuous, integers * step).to(dtype)
+        return QuantizerOutput(quantized, tokens, continuous.new_zeros(()), perplexity, usage)
+
+    def _step(self, z: Tensor) -> Tensor:
+        return self._per_channel([self.span / (level // 2) for level in self.levels], z)
+
+    def _ends(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        lowest = self._per_channel([-(level // 2) for level in self.levels], z)
+        return lowest, self._per_channel([(level - 1) // 2 for level in self.levels], z)
 
     def _per_channel(self, values: list[float] | list[int], z: Tensor) -> Tensor:
         """One float32 number per channel, shaped to broadcast over (b, c, t, h, w)."""
@@ -294,14 +303,15 @@ class RunningNorm(nn.Module):
     """Each channel to about mean 0 and deviation 1, by moving averages over all positions, clips and processes.
 
     Quantisers need a known scale: FSQ has a fixed range, and a commitment loss grows with the square of it. A norm of
-    each clip or position by itself would take its brightness away. No gradient flows through the averages, and
-    `inverse` gives the network its own scale back, so nothing is gained by growing.
+    each clip or position by itself would take its brightness away. In training the values are those of evaluation but
+    the gradient is that of a batch norm (batch renormalisation, Ioffe 2017, algorithm 1): with plain moving averages
+    the encoder gains by growing faster than they follow, and never stops.
     """
 
-    def __init__(self, channels: int, decay: float = 0.99) -> None:
+    def __init__(self, channels: int, decay: float = 0.99, epsilon: float = 1e-8) -> None:
         """Make a norm of (b, channels, t, h, w) that changes nothing until it has seen a training batch."""
         super().__init__()
-        self.decay = decay
+        self.decay, self.epsilon = decay, epsilon
         self.mean: Tensor
         self.variance: Tensor
         self.updates: Tensor
@@ -311,31 +321,30 @@ class RunningNorm(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(b, c, t, h, w), normalised, in the dtype of `z`; in training mode the averages learn from it first."""
-        if self.training:
-            self._learn(z.detach().float())
-        return self.normalise(z)
+        if not self.training:
+            return self.normalise(z)
+        x = z.float()
+        count = torch.full((len(self.mean),), x.numel() / x.shape[1], device=x.device)
+        totals = torch.stack([count, x.sum((0, 2, 3, 4)), x.square().sum((0, 2, 3, 4))])  # (3, c)
+        count, first, second = all_reduce(totals) if _distributed() else totals
+        mean = first / count
+        deviation = ((second / count - mean.square()).clamp(min=0) + self.epsilon).sqrt()
+        self._learn(mean.detach(), deviation.detach().square())
+        running = (self.variance + self.epsilon).sqrt()
+        r, d = deviation.detach() / running, (mean.detach() - self.mean) / running  # Ioffe's constants
+        mean, scale, d = (v.view(1, -1, 1, 1, 1) for v in (mean, r / deviation, d))
+        return ((x - mean) * scale + d).to(z.dtype)
 
     def normalise(self, z: Tensor) -> Tensor:
         """As `forward`, learning nothing in any mode."""
-        mean, deviation = self._statistics()
-        return ((z.float() - mean) / deviation).to(z.dtype)
-
-    def inverse(self, u: Tensor) -> Tensor:
-        """Undoes `normalise`: (b, c, t, h, w) back on the network's own scale."""
-        mean, deviation = self._statistics()
-        return (u.float() * deviation + mean).to(u.dtype)
-
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        return self.mean.view(1, -1, 1, 1, 1), (self.variance + 1e-8).sqrt().view(1, -1, 1, 1, 1)
+        mean, variance = (v.view(1, -1, 1, 1, 1) for v in (self.mean, self.variance))
+        return ((z.float() - mean) / (variance + self.epsilon).sqrt()).to(z.dtype)
 
     @torch.no_grad()
-    def _learn(self, z: Tensor) -> None:
-        totals = torch.stack([torch.ones_like(z), z, z.square()]).sum((1, 3, 4, 5))  # (3, c)
-        count, first, second = _sum_over_processes(totals)
-        mean = first / count
+    def _learn(self, mean: Tensor, variance: Tensor) -> None:
         keep = min(self.decay, int(self.updates) / (int(self.updates) + 1))  # a plain average at first
         self.mean.lerp_(mean, 1 - keep)
-        self.variance.lerp_((second / count - mean.square()).clamp(min=0), 1 - keep)
+        self.variance.lerp_(variance, 1 - keep)
         self.updates.add_(1)
 
 
@@ -368,6 +377,16 @@ def _count(tokens: Tensor, num_codes: int) -> Tensor:
     return torch.zeros(num_codes, device=tokens.device).index_add_(0, tokens, ones)
 
 
+def _occurrences(tokens: Tensor) -> Tensor:
+    """How often each code that occurs does so: one number per code and zeros, (n,) float32 for n tokens.
+
+    For code counts too large for a table; all shapes are static, so it runs on the meta device and compiled.
+    """
+    ordered = tokens.flatten().sort().values
+    group = F.pad((ordered.diff() != 0).long().cumsum(0), (1, 0))  # (n,) number of the token's code in order
+    return _count(group, len(ordered))
+
+
 def _spread(counts: Tensor) -> tuple[Tensor, Tensor]:
     """Perplexity and usage of a batch from its counts (num_codes,)."""
     shares = counts / counts.sum()
@@ -384,3 +403,12 @@ def _sum_over_processes(value: Tensor) -> Tensor:
     if _distributed():
         dist.all_reduce(value)
     return value
+
+
+def _from_all_processes(value: Tensor) -> Tensor:
+    """Values of one shape from every process, one after the other along the first axis."""
+    if not _distributed():
+        return value
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""Stage 2's network: a U-Net over the latent grid whose blocks are 3D residual block, spatial attention, temporal attention.
+"""Stage 2's network: a latent U-Net of 3D residual blocks, spatial attention and temporal attention.
 
 Noise level, class and frame rate are embedded, added, and enter every residual block as scale and shift (Dhariwal and
 Nichol 2021, section 3). Only height and width are down-sampled. With `in_channels=3` and more levels the same network
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, condition: int, kernel: tuple[int, int, int]) -> None:
         super().__init__()
-        padding = tuple(k // 2 for k in kernel)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.norm1 = nn.GroupNorm(_groups(channels), channels)
         self.conv1 = nn.Conv3d(channels, out_channels, kernel, padding=padding)
         self.condition = nn.Linear(condition, 2 * out_channels)
@@ -63,7 +63,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
-        b, _, t, h, w = x.shape
+        b, _, t, h, _ = x.shape
         # Linear layers see contiguous (b, t, h, w, c): on (n, few, c) slices they fall to slow paths.
         tokens = x.permute(0, 2, 3, 4, 1)  # a view where x is channels-last
         qkv = self.qkv(self.norm(tokens))
@@ -118,8 +118,8 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts noise, velocity or clean latents from noisy ones (what, is the objective's business)."""
 
     _supports_gradient_checkpointing = True
-    _repeated_blocks = ["Block"]
-    _skip_layerwise_casting_patterns = ["norm", "embed"]
+    _repeated_blocks = ["Block"]  # noqa: RUF012  diffusers' own form
+    _skip_layerwise_casting_patterns = ["norm", "embed"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -151,11 +151,13 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         attention = (True,) * len(channels) if spatial_attention is None else tuple(spatial_attention)
         if len(attention) != len(channels):
             raise InputError(f"spatial_attention {attention} must have one entry for each of the levels {channels}")
-        levels = [Level(width, attend) for width, attend in zip(channels, attention)]
+        levels = [Level(width, attend) for width, attend in zip(channels, attention, strict=True)]
         width, condition = channels[0], 4 * channels[0]
         self.time_embed = TimestepEmbedding(width, condition)
         self.fps_embed = TimestepEmbedding(width, condition)
-        self.class_embed = nn.Embedding(num_classes + 1, condition) if num_classes else None  # the last one is "no class"
+        self.class_embed = (
+            nn.Embedding(num_classes + 1, condition) if num_classes else None
+        )  # the last one is "no class"
 
         def block(fan_in: int, level: Level) -> Block:
             return Block(fan_in, level.channels, condition, kernel, head_dim, level.attention)
@@ -170,7 +172,9 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.apply(_initialise)
         nn.init.zeros_(self.head.weight)
 
-    def forward(self, noisy_latents: Tensor, timestep: Tensor | float, class_labels: Tensor | None, fps: Tensor) -> Tensor:
+    def forward(
+        self, noisy_latents: Tensor, timestep: Tensor | float, class_labels: Tensor | None, fps: Tensor
+    ) -> Tensor:
         """Denoise.
 
         Args:
@@ -183,11 +187,13 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             (b, c, t, h, w) in the dtype of the latents.
         """
         b = noisy_latents.shape[0]
-        condition = self.embed_condition(torch.as_tensor(timestep, device=noisy_latents.device).expand(b), class_labels, fps)
+        condition = self.embed_condition(
+            torch.as_tensor(timestep, device=noisy_latents.device).expand(b), class_labels, fps
+        )
         x = self.stem(noisy_latents)
         skips = [x]
-        for level, blocks in enumerate(self.down):
-            for block in blocks:
+        for level, stage in enumerate(self.down):
+            for block in stage.children():
                 x = self._call(block, x, condition)
                 skips.append(x)
             if level < len(self.downsample):
@@ -195,8 +201,8 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 skips.append(x)
         for block in self.middle:
             x = self._call(block, x, condition)
-        for level, blocks in enumerate(self.up):
-            for block in blocks:
+        for level, stage in enumerate(self.up):
+            for block in stage.children():
                 x = self._call(block, torch.cat([x, skips.pop()], dim=1), condition)
             if level < len(self.upsample):
                 x = self.upsample[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
@@ -204,14 +210,14 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
 
     def embed_condition(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
         """The vectors (b, e) that condition every residual block: noise level, class and frame rate together."""
-        width, dtype = self.config.channels[0], self.dtype
+        width, dtype = self.config["channels"][0], self.dtype
         embedded = self.time_embed(get_timestep_embedding(timestep, width, flip_sin_to_cos=True).to(dtype))
         # Equal ratios of frame rates are equal distances: 100 of the sinusoid's units for a doubling.
         octaves = 100.0 * torch.log2(fps.float().clamp(min=1e-3))
         embedded = embedded + self.fps_embed(get_timestep_embedding(octaves, width, flip_sin_to_cos=True).to(dtype))
         if self.class_embed is not None:
             if class_labels is None:
-                class_labels = torch.full_like(timestep, self.config.num_classes, dtype=torch.int64)
+                class_labels = torch.full_like(timestep, self.config["num_classes"], dtype=torch.int64)
             embedded = embedded + self.class_embed(class_labels)
         return embedded
 
@@ -252,13 +258,16 @@ def _upward(levels: Sequence[Level], blocks: int, skips: list[int], block) -> tu
 def _initialise(module: nn.Module) -> None:
     """Residual branches begin as the identity."""
     if isinstance(module, ResidualBlock):
-        nn.init.zeros_(module.conv2.weight)
-        nn.init.zeros_(module.conv2.bias)
+        _zero(module.conv2)
     elif isinstance(module, Attention):
-        nn.init.zeros_(module.out.weight)
-        nn.init.zeros_(module.out.bias)
+        _zero(module.out)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
+
+
+def _zero(layer: nn.Conv3d | nn.Linear) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 VideoDenoiser.__module__ = "vqvdm"  # what saved pipelines record: the door, so that files may move behind it

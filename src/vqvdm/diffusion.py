@@ -1,4 +1,4 @@
-"""The diffusion objective: noise, target and weight. No network and no loop; schedulers state the same noise for sampling."""
+"""The diffusion objective: noise, target and weight; and the schedulers that state the same noise for sampling."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-import diffusers
 import torch
-from diffusers import SchedulerMixin
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_heun_discrete import FlowMatchHeunDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from vqvdm.errors import InputError
@@ -101,7 +107,7 @@ class Objective:
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """alpha-bar of the discrete schedule, (1000,), exactly as the schedulers have it."""
-        return diffusers.DDPMScheduler(**self._discrete()).alphas_cumprod
+        return DDPMScheduler(**self._discrete()).alphas_cumprod
 
     # --- sampling -----------------------------------------------------------------------------------------------
 
@@ -134,20 +140,20 @@ class Objective:
             "prediction_type": "flow_prediction",
         }
         return {
-            "dpm++": lambda: diffusers.DPMSolverMultistepScheduler(**flow, solver_order=2),
-            "unipc": lambda: diffusers.UniPCMultistepScheduler(**flow, solver_order=2),
-            "euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(TIMESTEPS, shift=self.shift),
-            "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(TIMESTEPS, shift=self.shift),
+            "dpm++": lambda: DPMSolverMultistepScheduler(**flow, solver_order=2),
+            "unipc": lambda: UniPCMultistepScheduler(**flow, solver_order=2),
+            "euler": lambda: FlowMatchEulerDiscreteScheduler(TIMESTEPS, shift=self.shift),
+            "heun": lambda: FlowMatchHeunDiscreteScheduler(TIMESTEPS, shift=self.shift),
         }
 
     def _discrete_schedulers(self) -> dict[str, Callable[[], SchedulerMixin]]:
         common = self._discrete()
         return {
-            "dpm++": lambda: diffusers.DPMSolverMultistepScheduler(**common, solver_order=2),
-            "unipc": lambda: diffusers.UniPCMultistepScheduler(**common, solver_order=2),
-            "euler": lambda: diffusers.EulerDiscreteScheduler(**common),
-            "ddim": lambda: diffusers.DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True),
-            "ddpm": lambda: diffusers.DDPMScheduler(**common, clip_sample=False),
+            "dpm++": lambda: DPMSolverMultistepScheduler(**common, solver_order=2),
+            "unipc": lambda: UniPCMultistepScheduler(**common, solver_order=2),
+            "euler": lambda: EulerDiscreteScheduler(**common),
+            "ddim": lambda: DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True),
+            "ddpm": lambda: DDPMScheduler(**common, clip_sample=False),
         }
 
 

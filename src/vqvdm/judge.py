@@ -1,9 +1,9 @@
 """The judge of the toy world: class and speed of a clip by measurement alone, without any network.
 
-A clip of the world (`vqvdm.data.toy`) is one shape of one colour before a static, linear colour gradient. The judge fits
-the background, measures how much of each pixel the shape covers, follows centre, radius and orientation over time, and
-asks which of the world's motions explains them. It is made for generated clips too: every fit is robust and uses all
-frames, and a clip without one clear moving shape gets the label `NONE`.
+A clip of the world (`vqvdm.data.toy`) is one shape of one colour before a static, linear colour gradient. The judge
+fits the background, measures how much of each pixel the shape covers, follows centre, radius and orientation over time,
+and asks which of the world's motions explains them. It is made for generated clips too: every fit is robust and uses
+all frames, and a clip without one clear moving shape gets the label `NONE`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Judgement:
     name: str  # CLASSES[label], or "none"
     speed: float  # in the units of `ToyClip.speed`: frame sides (spin: radians) per second; 0 for NONE
     displacement: float  # path length of the centre per frame in frame sides, along the fitted motion
-    clearness: float  # 0..1: share explained by one shape, times share of its motion explained by the class
+    clearness: float  # 0..1: share explained by one shape, times share of its motion explained by this label
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def judge(video: np.ndarray, fps: float) -> Judgement:
         video: uint8 (t, h, w, 3), 0..255.
         fps: frames per second.
     """
-    assert video.ndim == 4 and video.shape[-1] == 3 and video.dtype == np.uint8, (video.shape, video.dtype)
+    assert video.shape[3:] == (3,), video.shape
+    assert video.dtype == np.uint8, video.dtype
     if len(video) < 3:
         return Judgement(NONE, "none", 0.0, 0.0, 0.0)
     track = _track(_reduced(video))
@@ -153,13 +154,17 @@ def _track(video: np.ndarray) -> _Track | None:
     if core.mean() > _LEAST_AREA:
         colour = np.median(video[core], axis=0)  # again, now from the whole shape and not where it contrasts most
         coverage = _coverage(residual, colour - background)
-    coverage = np.clip(coverage, 0.0, 1.0) * _main_component(coverage)
+    region = _main_component(coverage)
+    coverage = np.clip(coverage, 0.0, 1.0) * region
 
+    # By squared distance (one colour), and by number of pixels (one place, also if another shape contrasts less).
     stands_out = distance > _CONTRAST
     unexplained = _length(residual - coverage[..., None] * (colour - background))[stands_out]
-    explained = float(np.clip(1 - (unexplained**2).sum() / (distance[stands_out] ** 2).sum(), 0.0, 1.0))
+    by_colour = 1 - (unexplained**2).sum() / (distance[stands_out] ** 2).sum()
+    by_place = (region & stands_out).sum() / stands_out.sum()
+    explained = float(max(0.0, min(by_colour, by_place)))
 
-    frames, height, width = coverage.shape
+    _, height, width = coverage.shape
     mass = coverage.sum((1, 2))
     x = coverage.sum(1) @ (np.arange(width) + 0.5) / np.maximum(mass, 1e-6)
     y = coverage.sum(2) @ (np.arange(height) + 0.5) / np.maximum(mass, 1e-6)
@@ -261,7 +266,7 @@ def _fit_path(path: np.ndarray, present: np.ndarray, time: np.ndarray) -> _Fit:
 
 
 def _best_path(path: np.ndarray, weight: np.ndarray, time: np.ndarray) -> _Fit:
-    """The best of standing still, the straight lines, bouncing and the orbits: squared residuals, and a price per number.
+    """The best of standing still, the straight lines, bouncing and the orbits, each free number having its price.
 
     Ranges of period, turn and size are a little wider than the world's.
     """
@@ -352,10 +357,11 @@ def _radius_per_root_area(track: _Track) -> float:
     alone has a third harmonic. Area alone is not blurred, so the radius over time is taken from it.
     """
     large = track.area >= np.median(track.area[track.present > 0])
-    gyration = np.sqrt((track.coverage * np.abs(_polar(track)) ** 2).sum((1, 2)) / np.maximum(track.coverage.sum((1, 2)), 1e-6))
+    coverage, offset = track.coverage[large], _polar(track)[large]
+    gyration = np.sqrt((coverage * np.abs(offset) ** 2).sum((1, 2)) / np.maximum(coverage.sum((1, 2)), 1e-6))
     third = np.abs(_harmonics(track)[:, large]).mean(1)
     triangle = third[1] == third.max() and third[1] > _LEAST_HARMONIC
-    return float(np.mean(gyration[large] / np.sqrt(track.area[large]))) / (0.55 if triangle else 0.64)
+    return float(np.mean(gyration / np.sqrt(track.area[large]))) / (0.55 if triangle else 0.64)
 
 
 def _fit_spin(track: _Track, time: np.ndarray) -> _Fit:

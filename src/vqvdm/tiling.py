@@ -27,24 +27,25 @@ def blend_tiles(
     Returns:
         (b, c', t*s, h*s, w*s) on the device of x.
     """
-    spans = [_spans(n, size, shared, s.denominator) for n, size, shared, s in zip(x.shape[2:], tile, overlap, scale)]
-    total = weights = None
+    axes = zip(x.shape[2:], tile, overlap, scale, strict=True)
+    spans = [_spans(length, size, shared, s.denominator) for length, size, shared, s in axes]
+    extent = [int(length * s) for length, s in zip(x.shape[2:], scale, strict=True)]
+    weights = torch.zeros(extent, device=x.device)
+    total = x.new_zeros(())
     for corner in product(*spans):
         window = tuple(slice(start, stop) for start, stop in corner)
         part = function(x[(..., *window)])
-        target = tuple(slice(int(start * s), int(stop * s)) for (start, stop), s in zip(corner, scale))
-        if total is None:
-            shape = [int(n * s) for n, s in zip(x.shape[2:], scale)]
-            total = part.new_zeros((*part.shape[:2], *shape), dtype=torch.float32)
-            weights = part.new_zeros(shape, dtype=torch.float32)
-        weight = torch.ones((), device=part.device)
-        for axis, (cut, n, shared, s) in enumerate(zip(target, total.shape[2:], overlap, scale)):
-            ramp = _ramp(cut, n, int(shared * s)).to(part.device)
-            weight = weight[..., None] * ramp if axis else ramp
+        if total.ndim == 0:
+            total = torch.zeros((*part.shape[:2], *extent), device=part.device)
+        target = tuple(slice(int(a * s), int(b * s)) for (a, b), s in zip(corner, scale, strict=True))
+        t, h, w = (
+            _ramp(cut, length, int(shared * s)).to(part.device)
+            for cut, length, shared, s in zip(target, extent, overlap, scale, strict=True)
+        )
+        weight = t[:, None, None] * h[:, None] * w
         total[(..., *target)] += part.float() * weight
         weights[target] += weight
-    assert total is not None and weights is not None
-    return (total / weights).to(part.dtype)
+    return (total / weights).to(x.dtype)
 
 
 def _spans(length: int, tile: int, overlap: int, step: int) -> list[tuple[int, int]]:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -59,7 +60,7 @@ def _groups(channels: int) -> int:
 
 
 class ResidualBlock(nn.Module):
-    """x + Conv(SiLU(Norm(Conv(SiLU(Norm(x)))))) with 3x3x3 convolutions; the last one starts at zero."""
+    """x + Conv(SiLU(Norm(Conv(SiLU(Norm(x)))))) with 3x3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -106,7 +107,13 @@ class Encoder(nn.Module):
     """Clip (b, c, t, h, w) -> unquantised latents (b, latent_channels, t/ft, h/fh, w/fw)."""
 
     def __init__(
-        self, in_channels: int, channels: Sequence[int], patch: Stride, strides: Sequence[Stride], blocks: int, out: int
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        patch: Stride,
+        strides: Sequence[Stride],
+        blocks: Sequence[int],
+        out: int,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -114,7 +121,7 @@ class Encoder(nn.Module):
         self.stem = nn.Conv3d(in_channels * math.prod(patch), channels[0], 3, padding=1)
         layers: list[nn.Module] = []
         for level, width in enumerate(channels):
-            layers += [ResidualBlock(width) for _ in range(blocks)]
+            layers += [ResidualBlock(width) for _ in range(blocks[level])]
             if level < len(strides):
                 layers.append(Downsample(width, channels[level + 1], strides[level]))
         self.layers = nn.ModuleList(layers)
@@ -130,7 +137,13 @@ class Decoder(nn.Module):
     """Latents (b, latent_channels, t, h, w) -> clip (b, c, t*ft, h*fh, w*fw), the mirror of `Encoder`."""
 
     def __init__(
-        self, latent: int, channels: Sequence[int], patch: Stride, strides: Sequence[Stride], blocks: int, out: int
+        self,
+        latent: int,
+        channels: Sequence[int],
+        patch: Stride,
+        strides: Sequence[Stride],
+        blocks: Sequence[int],
+        out: int,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -138,7 +151,7 @@ class Decoder(nn.Module):
         self.stem = nn.Conv3d(latent, channels[-1], 3, padding=1)
         layers: list[nn.Module] = []
         for level in reversed(range(len(channels))):
-            layers += [ResidualBlock(channels[level]) for _ in range(blocks)]
+            layers += [ResidualBlock(channels[level]) for _ in range(blocks[level])]
             if level > 0:
                 layers.append(Upsample(channels[level], channels[level - 1], strides[level - 1]))
         self.layers = nn.ModuleList(layers)
@@ -165,8 +178,8 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ["norm", "codebook"]
-    _keep_in_fp32_modules = ["codebook", "running_norm"]
+    _skip_layerwise_casting_patterns = ["norm", "codebook"]  # noqa: RUF012  diffusers' own form
+    _keep_in_fp32_modules = ["codebook", "running_norm"]  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -175,7 +188,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         channels: tuple[int, ...] = (64, 128, 256),
         patch: tuple[int, int, int] = (1, 2, 2),
         strides: tuple[tuple[int, int, int], ...] = ((2, 2, 2), (2, 2, 2)),
-        blocks: int = 1,
+        blocks: int | tuple[int, ...] = 1,
         latent_channels: int = 3,
         quantizer: Literal["ema", "fsq", "none"] = "ema",
         latents: Literal["before", "after"] = "before",
@@ -193,7 +206,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             channels: width of each level, finest first.
             patch: extent (t, h, w) folded into channels before the first convolution.
             strides: down-sampling (t, h, w) after each level but the last; times `patch` gives `factors`.
-            blocks: residual blocks per level, in encoder and decoder each.
+            blocks: residual blocks of each level, in encoder and decoder each; one number serves all levels.
             latent_channels: channels of the latent grid, and of a code.
             quantizer: "ema" for a codebook with moving averages, "fsq" for finite scalar quantisation, "none".
             latents: whether `encode` returns values from before or after the quantiser.
@@ -206,8 +219,10 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         super().__init__()
         channels, patch = tuple(channels), tuple(patch)
         strides = tuple(tuple(stride) for stride in strides)
-        _check(channels, patch, strides)
-        self.factors: Stride = tuple(math.prod(axis) for axis in zip(patch, *strides))  # (ft, fh, fw)
+        blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
+        _check(channels, patch, strides, blocks)
+        ft, fh, fw = (math.prod(axis) for axis in zip(patch, *strides, strict=True))
+        self.factors: Stride = (ft, fh, fw)
         self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels)
         self.running_norm = RunningNorm(latent_channels)
         self.decoder = Decoder(latent_channels, channels, patch, strides, blocks, in_channels)
@@ -223,7 +238,9 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             )
         elif quantizer == "fsq":
             if len(fsq_levels) != latent_channels:
-                raise InputError(f"fsq_levels {tuple(fsq_levels)} must name one level for each of {latent_channels} channels")
+                raise InputError(
+                    f"fsq_levels {tuple(fsq_levels)} must name one level for each of {latent_channels} channels"
+                )
             self.codebook = FiniteScalarQuantizer(tuple(fsq_levels))
         elif quantizer != "none":
             raise InputError(f'quantizer must be "ema", "fsq" or "none", not {quantizer!r}')
@@ -238,22 +255,25 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     # --- the door -----------------------------------------------------------------------------------------------
 
+    @apply_forward_hook
     @torch.no_grad()
     def encode(self, clip: Tensor) -> Tensor:
         """Clip (b, c, t, h, w) in -1..1 -> latents (b, latent_channels, t/ft, h/fh, w/fw), normalised per channel."""
         self.latent_shape(*clip.shape[2:])
         return self._normalise(self._encode(clip))
 
+    @apply_forward_hook
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (b, c, t, h, w) -> clip (b, 3, t*ft, h*fh, w*fw), about -1..1 (not clamped)."""
-        z = self.running_norm.inverse(self._snap(self._denormalise(latents))).to(self.dtype)
+        z = self._snap(self._denormalise(latents)).to(self.dtype)
         if not self.use_tiling:
             return self.decoder(z)
-        tile = tuple(max(n // f, 1) for n, f in zip(self.tile, self.factors))
-        overlap = tuple(n // f for n, f in zip(self.tile_overlap, self.factors))
+        (t, h, w), (ft, fh, fw), (ot, oh, ow) = self.tile, self.factors, self.tile_overlap
+        tile, overlap = (max(t // ft, 1), max(h // fh, 1), max(w // fw, 1)), (ot // ft, oh // fh, ow // fw)
         return blend_tiles(self.decoder, z, tile, overlap, tuple(Fraction(f) for f in self.factors))
 
+    @apply_forward_hook
     @torch.no_grad()
     def quantize(self, latents: Tensor) -> QuantizerOutput:
         """The codes nearest to latents (b, c, t, h, w); `quantized` is normalised as latents are."""
@@ -266,6 +286,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         """Clip (b, c, t, h, w) in -1..1 -> codebook indices (b, t/ft, h/fh, w/fw), int64."""
         return self.quantize(self.encode(clip)).tokens
 
+    @apply_forward_hook
     @torch.no_grad()
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         """Codebook indices (b, t, h, w) -> clip (b, 3, t*ft, h*fh, w*fw)."""
@@ -278,28 +299,26 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
         `quantize=False` passes continuous latents on, as training does at first (`quantize_after`).
         """
-        z = self.encoder(clip)
-        u = self.running_norm(z)
+        u = self.running_norm(self.encoder(clip))
         if self.codebook is None or not quantize:
-            zero = z.new_zeros((), dtype=torch.float32)
-            return TokenizerOutput(self.decoder(z), zero, None, zero, zero)
+            zero = u.new_zeros((), dtype=torch.float32)
+            return TokenizerOutput(self.decoder(u), zero, None, zero, zero)
         codes = self.codebook(u)
-        reconstruction = self.decoder(self.running_norm.inverse(codes.quantized))
-        return TokenizerOutput(reconstruction, codes.loss, codes.tokens, codes.perplexity, codes.usage)
+        return TokenizerOutput(self.decoder(codes.quantized), codes.loss, codes.tokens, codes.perplexity, codes.usage)
 
     # --- latents ------------------------------------------------------------------------------------------------
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Shape (c, t, h, w) of the latents of such a clip; InputError where the factors do not divide it."""
         extent = (frames, height, width)
-        if any(n < f or n % f for n, f in zip(extent, self.factors)):
-            nearest = tuple(max(round(n / f), 1) * f for n, f in zip(extent, self.factors))
+        if any(n < f or n % f for n, f in zip(extent, self.factors, strict=True)):
+            nearest = tuple(max(round(n / f), 1) * f for n, f in zip(extent, self.factors, strict=True))
             raise InputError(
                 f"a clip of {frames} frames of {height}x{width} cannot be divided by the tokenizer's factors "
                 f"{self.factors}; the nearest that can is {nearest[0]} frames of {nearest[1]}x{nearest[2]}"
             )
-        t, h, w = (n // f for n, f in zip(extent, self.factors))
-        return self.config.latent_channels, t, h, w
+        t, h, w = (n // f for n, f in zip(extent, self.factors, strict=True))
+        return self.config["latent_channels"], t, h, w
 
     @torch.no_grad()
     def set_latent_statistics(self, mean: Tensor, std: Tensor) -> None:
@@ -318,7 +337,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         if self.codebook is None:
             return u
         u = self.codebook.bound(u)
-        return self.codebook.snap(u).quantized if self.config.latents == "after" else u
+        return self.codebook.snap(u).quantized if self.config["latents"] == "after" else u
 
     def _normalise(self, u: Tensor) -> Tensor:
         return (u.float() - _per_channel(self.latents_mean)) / _per_channel(self.latents_std)
@@ -332,7 +351,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     # --- the rest -----------------------------------------------------------------------------------------------
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The decoder's last weight, by which the adaptive adversarial weight compares gradients."""
         return self.decoder.head.weight
 
@@ -342,9 +361,11 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         Results differ slightly from those of the whole clip, since group norms see one tile at a time.
         """
         tile, overlap = tile or self.tile, overlap or self.tile_overlap
-        for n, shared, f in zip(tile, overlap, self.factors):
+        for n, shared, f in zip(tile, overlap, self.factors, strict=True):
             if n % f or shared % f or shared >= n:
-                raise InputError(f"tile {tile} and overlap {overlap} must be multiples of {self.factors}, overlap smaller")
+                raise InputError(
+                    f"tile {tile} and overlap {overlap} must be multiples of {self.factors}, overlap smaller"
+                )
         self.use_tiling, self.tile, self.tile_overlap = True, tile, overlap
 
     def disable_tiling(self) -> None:
@@ -366,20 +387,25 @@ def _per_channel(values: Tensor) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """Variance-preserving weights; residual branches begin as the identity."""
+    """Variance-preserving weights; residual branches work from the start."""
     if isinstance(module, nn.Conv3d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, ResidualBlock):  # visited after its own convolutions
-        nn.init.zeros_(module.conv2.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
-def _check(channels: tuple[int, ...], patch: Stride, strides: tuple[Stride, ...]) -> None:
+def _check(channels: tuple[int, ...], patch: Stride, strides: tuple[Stride, ...], blocks: tuple[int, ...]) -> None:
     if len(strides) != len(channels) - 1:
-        raise InputError(f"{len(channels)} levels of channels {channels} need {len(channels) - 1} strides, not {len(strides)}")
-    for fine, coarse, stride in zip(channels, channels[1:], strides):
+        raise InputError(
+            f"{len(channels)} levels of channels {channels} need {len(channels) - 1} strides, not {len(strides)}"
+        )
+    if len(blocks) != len(channels):
+        raise InputError(f"blocks {blocks} must be one number, or one for each of the levels {channels}")
+    for fine, coarse, stride in zip(channels, channels[1:], strides, strict=False):
         if (fine * math.prod(stride)) % coarse:
-            raise InputError(f"channels {coarse} must divide the {fine} x {math.prod(stride)} channels folded by stride {stride}")
+            raise InputError(
+                f"channels {coarse} must divide the {fine} x {math.prod(stride)} channels folded by stride {stride}"
+            )
     if len(patch) != 3 or min(patch) < 1:
         raise InputError(f"patch must be three whole numbers (t, h, w) of at least 1, not {patch}")
 

@@ -77,14 +77,14 @@ class ToyMotions:
         x, y, radius, angle = (f(t).astype(np.float32) for f in (motion.x, motion.y, motion.radius, motion.angle))
         still = (background * 255.0 + 0.5).astype(np.uint8)
         video = np.repeat(still[None], self.frames, axis=0)
-        # Only a window around the shape is computed: shapes reach 1.14 radii from the centre, their edges 1.1 pixels more.
+        # Only a window around the shape is computed: 1.14 radii from the centre hold each outline, 1.5 pixels its edge.
         side = min(self.size, int(np.ceil(2 * (1.14 * radius.max() * self.size + 2.5))))
         top, left = (
             np.clip(np.round(centre * self.size - side / 2).astype(int), 0, self.size - side) for centre in (y, x)
         )
-        inside = np.arange(side)
+        inside = np.arange(side)  # below, dx and dy in the shape's own units
         dx = ((self._ticks[left[:, None] + inside] - x[:, None]) / radius[:, None])[:, None, :]  # (t, 1, side)
-        dy = ((self._ticks[top[:, None] + inside] - y[:, None]) / radius[:, None])[:, :, None]  # in the shape's own units
+        dy = ((self._ticks[top[:, None] + inside] - y[:, None]) / radius[:, None])[:, :, None]  # (t, side, 1)
         cos, sin, scale = (values[:, None, None] for values in (np.cos(angle), np.sin(angle), radius))
         distance = _signed_distance(shape, cos * dx + sin * dy, cos * dy - sin * dx) * scale  # (t, side, side)
         coverage = np.clip(0.5 - distance * self.size / 1.5, 0.0, 1.0)[..., None]  # an edge 1.5 pixels wide

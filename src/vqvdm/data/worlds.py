@@ -56,16 +56,16 @@ class ToyDataset(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return self._clips
 
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
         """Item `index` or `(index, draw)`: another `draw` is another clip in training and the same one in testing.
 
         Returns:
             `clip` float32 (c, t, h, w) in -1..1, `class_label` int64 scalar (0 when unlabelled), `fps` float32 scalar.
         """
-        index, draw = key if isinstance(key, tuple) else (key, 0)
-        if not 0 <= index < self._clips:
-            raise IndexError(f"clip {index} of {self._clips}")
-        rendered = self._world.render(index + draw * self._clips if self._training else index)
+        number, draw = index if isinstance(index, tuple) else (index, 0)
+        if not 0 <= number < self._clips:
+            raise IndexError(f"clip {number} of {self._clips}")
+        rendered = self._world.render(number + draw * self._clips if self._training else number)
         return {
             "clip": to_clip(rendered.video),
             "class_label": torch.tensor(rendered.label, dtype=torch.int64),

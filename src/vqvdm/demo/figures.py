@@ -12,7 +12,7 @@ from html import escape
 
 INK, SOFT, LINE = "var(--ink, #1c2430)", "var(--soft, #5d6878)", "var(--line, #dfe4ea)"
 ACCENT, SECOND = "var(--accent, #2b66d9)", "var(--second, #c2571a)"
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 44  # margins of a chart
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 24, 34, 44  # margins of a chart
 _FONT = 'font-family="system-ui, sans-serif" font-size="12"'
 
 
@@ -95,11 +95,11 @@ def line_chart(
     return _svg(title, width, height, parts)
 
 
-def matrix(rows: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str, cell: int = 30) -> str:
+def matrix(rows: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str, cell: int = 28) -> str:
     """Counts as shaded cells, as an SVG element: a row is what was asked for, a column what was seen."""
-    left, top = 92, 84
+    left, top = 88, 74
     width, height = left + cell * len(columns) + 34, top + cell * len(rows) + 4
-    parts = [_text(left - 8, top - 10, "asked for", "end")]
+    parts = [_text(left - 8, top - 8, "asked for", "end", INK)]
     for k, name in enumerate(columns):
         place = left + cell * (k + 0.5)
         parts.append(
@@ -153,24 +153,20 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _legend(series: Sequence[Series], width: int, y_label: str) -> list[str]:
-    """The axis' name and the curves' names, on a panel at the top right."""
-    parts, row = [], _TOP + 8
-    names = [(y_label, ""), *((curve.name, curve.colour) for curve in series)] if len(series) > 1 else [(y_label, "")]
-    panel = 7.0 * max(len(name) for name, _ in names) + 38
-    left = width - _RIGHT - panel
-    parts.append(
-        f'<rect x="{left:.0f}" y="{_TOP - 6}" width="{panel:.0f}" height="{18 * len(names) + 4}" rx="5"'
-        f' fill="var(--card, #fff)" fill-opacity="0.85"/>'
-    )
-    for (name, colour), curve in zip(names, [None, *series], strict=False):
-        if curve is not None:
+    """Above the chart: the axis' name at the left, the curves' names at the right."""
+    parts, right, row = [_text(8, 16, y_label, "start")], width - _RIGHT, 16
+    for curve in reversed(series):
+        parts.append(_text(right, row, curve.name, "end"))
+        right -= 6.6 * len(curve.name) + 26
+        if curve.width:
             dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
             parts.append(
-                f'<line x1="{left + 8:.0f}" y1="{row - 4}" x2="{left + 26:.0f}" y2="{row - 4}" stroke="{colour}"'
-                f' stroke-width="{max(curve.width, 2)}"{dash}/>'
+                f'<line x1="{right:.0f}" y1="{row - 4}" x2="{right + 18:.0f}" y2="{row - 4}" stroke="{curve.colour}"'
+                f' stroke-width="{curve.width}"{dash}/>'
             )
-        parts.append(_text(left + 32 if curve else left + 8, row, name, "start", SOFT if curve else INK))
-        row += 18
+        if curve.dots:
+            parts.append(f'<circle cx="{right + 9:.0f}" cy="{row - 4}" r="3.5" fill="{curve.colour}"/>')
+        right -= 14
     return parts
 
 

@@ -45,13 +45,13 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_videos(folder: Path, generated: Sequence[Generated], unseen: Sequence[Unseen]) -> None:
-    """One MP4 for each generated clip, and one for each unseen clip with its reconstruction at its right."""
+    """One MP4 for each generated clip, and for one unseen clip of each class with its reconstruction at its right."""
     shutil.rmtree(folder, ignore_errors=True)
     source = {"generator": f"vqvdm {__version__}"}
     for clip in generated:
         facts = {**source, "ai_generated": True, "class": CLASSES[clip.label], "seed": clip.seed, "fps": clip.fps}
         write_video(folder / f"{clip.file}.mp4", enlarged(clip.video, SIDE), clip.fps, facts)
-    for pair in unseen:
+    for pair in (first(unseen, label) for label in range(len(CLASSES))):
         both = grid([enlarged(pair.real, SIDE), enlarged(pair.made, SIDE)], columns=2, pad=4)
         facts = {**source, "content": "a clip, and its reconstruction at the right", "psnr_db": round(pair.psnr, 2)}
         write_video(folder / f"{pair.file}.mp4", both, pair.fps, facts)
