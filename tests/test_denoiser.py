@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from vqvdm import VideoDenoiser
@@ -53,6 +54,15 @@ def test_every_condition_changes_the_output(denoiser, batch) -> None:
 def test_no_labels_means_the_null_class(denoiser, batch) -> None:
     noisy, t, _, fps = batch
     torch.testing.assert_close(denoiser(noisy, t, None, fps), denoiser(noisy, t, torch.full((4,), 5), fps))
+
+
+@torch.no_grad()
+def test_an_unknown_frame_rate_adds_nothing(denoiser, batch) -> None:
+    noisy, t, labels, _ = batch
+    unknown = denoiser.embed_condition(t, labels, torch.zeros(4))
+    without = denoiser.time_embed(get_timestep_embedding(t, 16, flip_sin_to_cos=True)) + denoiser.class_embed(labels)
+    torch.testing.assert_close(unknown, without)
+    assert denoiser(noisy, t, labels, torch.zeros(4)).isfinite().all()
 
 
 @torch.no_grad()

@@ -137,6 +137,7 @@ def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:
     def denoise(noisy: Tensor, t: Tensor, labels: Tensor | None, fps: Tensor) -> Tensor:
         calls.append(len(noisy))
         assert labels is not None
+        assert ((fps == 0) == (labels == 10)).all(), "the pass without class has no frame rate either"
         return labels.float().view(-1, 1, 1, 1, 1).expand_as(noisy)
 
     noisy, fps, labels = torch.zeros(3, 1, 1, 1, 1), torch.full((3,), 8.0), torch.tensor([0, 1, 2])

@@ -46,16 +46,20 @@ def batch_of(numbers: range, size: int | None = None) -> Batch:
 def test_classes_are_dropped_as_often_as_asked(tmp_path: Path, dropout: float) -> None:
     stage = pixel_stage(tmp_path, dropout=dropout)
     batch = batch_of(range(1000))
-    labels = stage.dropped(batch)
+    labels, rates = stage.dropped(batch)
+    assert labels is not None
     assert labels is not None
     dropped = labels == 3
     assert abs(float(dropped.float().mean()) - dropout) < 0.05
+    assert abs(float((rates == 0).float().mean()) - dropout / 2) < 0.05
+    assert not ((rates == 0) & ~dropped).any()
+    assert torch.equal(rates[rates > 0], batch["fps"][rates > 0])
     assert torch.equal(labels[~dropped], batch["class_label"][~dropped])
 
 
 def test_an_unconditional_network_gets_no_classes(tmp_path: Path) -> None:
     stage = pixel_stage(tmp_path, {"num_classes": 0})
-    assert stage.dropped(batch_of(range(4))) is None
+    assert stage.dropped(batch_of(range(4)))[0] is None
     stage.update(0, [batch_of(range(4))])
 
 
@@ -75,7 +79,7 @@ def test_the_network_meets_what_the_objective_states(tmp_path: Path, monkeypatch
     sigma = (seen["timestep"] / 1000).view(-1, 1, 1, 1, 1)
     torch.testing.assert_close(seen["noisy"], (1 - sigma) * clips + sigma * noise, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss, (noise - clips).square().mean())
-    assert torch.equal(seen["fps"], batch["fps"])
+    assert torch.equal(seen["fps"], stage.dropped(batch)[1])
 
 
 @pytest.mark.parametrize("prediction", ["flow", "v_prediction", "sample"])

@@ -181,7 +181,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             noisy_latents: (b, c, t, h, w); h and w divisible by 2 ** (levels - 1).
             timestep: (b,) or a scalar, 0 (clean) to 1000 (noise), whole or not.
             class_labels: int64 (b,), 0..num_classes; num_classes, or None for all, means no class.
-            fps: float (b,) frames per second of the clip.
+            fps: float (b,) frames per second of the clip; 0 where it is unknown.
 
         Returns:
             (b, c, t, h, w) in the dtype of the latents.
@@ -214,7 +214,8 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         embedded = self.time_embed(get_timestep_embedding(timestep, width, flip_sin_to_cos=True).to(dtype))
         # Equal ratios of frame rates are equal distances: 100 of the sinusoid's units for a doubling.
         octaves = 100.0 * torch.log2(fps.float().clamp(min=1e-3))
-        embedded = embedded + self.fps_embed(get_timestep_embedding(octaves, width, flip_sin_to_cos=True).to(dtype))
+        rate = self.fps_embed(get_timestep_embedding(octaves, width, flip_sin_to_cos=True).to(dtype))
+        embedded = embedded + rate * (fps > 0).to(dtype)[:, None]
         if self.class_embed is not None:
             if class_labels is None:
                 class_labels = torch.full_like(timestep, self.config["num_classes"], dtype=torch.int64)

@@ -167,7 +167,8 @@ def guided(
 
     Args:
         denoise: (noisy (b, c, t, h, w), timestep, class_labels (b,), fps (b,)) -> prediction.
-        null_label: the label that means no class.
+        null_label: the label that means no class. The pass without class has no frame rate either (0), so that both
+            conditions are guided.
         scale: 1 is the plain conditional prediction and costs one pass.
         interval: part of the network's clock, 0 clean to 1 noise, in which to guide (Kynkäänniemi et al. 2024).
     """
@@ -177,7 +178,7 @@ def guided(
         if scale == 1 or class_labels is None or not interval[0] <= clock <= interval[1]:
             return denoise(noisy, timestep, class_labels, fps)
         labels = torch.cat([class_labels, torch.full_like(class_labels, null_label)])
-        both = denoise(torch.cat([noisy, noisy]), timestep, labels, torch.cat([fps, fps]))
+        both = denoise(torch.cat([noisy, noisy]), timestep, labels, torch.cat([fps, torch.zeros_like(fps)]))
         conditional, unconditional = both.chunk(2)
         return unconditional + scale * (conditional - unconditional)
 

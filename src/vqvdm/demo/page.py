@@ -322,7 +322,7 @@ def _going_on(recipe: Recipe, run: Path) -> str:
     commands = {
         "Sample more": f"vqvdm sample {run} --classes left,orbit-right --count 8 --fps 12 --out samples",
         "Train the denoiser longer, from where it is": f"vqvdm demo{name}{place} denoiser.training.steps={longer}",
-        "The same world at 64×64, trained until it looks right (hours)": "vqvdm demo --recipe toy",
+        "The same recipe, trained longer": "vqvdm demo --recipe toy",
         "Your own clips, one folder a class": (
             "vqvdm data check CLIPS\n"
             "vqvdm train tokenizer asl64 data.path=CLIPS --run runs/mine\n"

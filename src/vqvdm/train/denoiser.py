@@ -170,17 +170,21 @@ class _DenoiserStage:
 
     def denoising_loss(self, batch: Batch) -> Tensor:
         """The objective's loss on one micro-batch, a scalar."""
-        latents, fps, labels = batch[self.field], batch["fps"], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
+        latents, (labels, fps) = batch[self.field], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
         noise, uniform = batch.noise_like(latents), batch.strata("time").to(latents.device)
         return self.objective.loss(lambda x, t: self.forward(x, t, labels, fps), latents, noise, uniform).mean()
 
-    def dropped(self, batch: Batch) -> Tensor | None:
-        """Class labels (b,), each replaced by the null class with the recipe's probability; None without classes."""
+    def dropped(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """Class labels (b,), None without classes, and frame rates (b,), as the denoiser is shown them.
+
+        A label becomes the null class with the recipe's probability; half of those clips lose their frame rate too,
+        which is what guidance compares with. The other half teaches clips of any class at a given rate.
+        """
         if self.num_classes == 0:
-            return None
-        labels = batch["class_label"]
-        null = (batch.uniform("class") < self.recipe.denoiser.class_dropout).to(labels.device)
-        return labels.masked_fill(null, self.num_classes)
+            return None, batch["fps"]
+        labels, fps, p = batch["class_label"], batch["fps"], self.recipe.denoiser.class_dropout
+        uniform = batch.uniform("class").to(labels.device)
+        return labels.masked_fill(uniform < p, self.num_classes), fps.masked_fill(uniform < p / 2, 0.0)
 
     # --- once in a while ----------------------------------------------------------------------------------------
 
