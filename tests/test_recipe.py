@@ -23,6 +23,7 @@ from vqvdm.recipe import (
     Scheduler,
     TokenizerRecipe,
     TrainingRecipe,
+    run_folder,
 )
 from vqvdm.recipe_io import packaged_names
 
@@ -290,3 +291,13 @@ def test_arguments_that_no_network_has(override, fragments):
         Recipe.load("toy", [override], check_models=True)
     for fragment in [*fragments, f"override {override!r}"]:
         assert fragment in str(error.value)
+
+
+def test_a_run_folder_named_as_recipe_is_the_run(tmp_path):
+    toy = Recipe.load("toy")
+    (tmp_path / "mine").mkdir()
+    toy.save(tmp_path / "mine" / "recipe.yaml")
+    mine = str(tmp_path / "mine")
+    assert run_folder(mine, Recipe.load(mine)) == tmp_path / "mine"
+    assert run_folder("toy", toy) == Path("runs/toy")
+    assert run_folder(mine, toy, tmp_path / "other") == tmp_path / "other"

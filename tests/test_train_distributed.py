@@ -73,7 +73,7 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path, stage: st
         if "optimizer" in name:  # the moving averages of the gradients, one by one
             for key, value in ours.items():
                 apart, size = (value - theirs[key]).float().norm().item(), value.float().norm().item()
-                assert apart <= 1e-3 * size + 1e-6, f"{name} {key}: {apart} apart at a size of {size}"
+                assert apart <= 1e-2 * size + 1e-6, f"{name} {key}: {apart} apart at a size of {size}"
         else:  # Adam magnifies the rounding of gradients that are almost zero, so the weights as a whole
             a, b = (torch.cat([tensors[key].float().flatten() for key in ours]) for tensors in (ours, theirs))
             assert (a - b).norm() <= 1e-3 * a.norm(), name

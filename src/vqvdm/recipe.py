@@ -241,6 +241,13 @@ class _Range:
         return f"between {self.low:g} and {self.high:g}" + (" (excluded)" if self.open_end else "")
 
 
+def run_folder(recipe: str, settings: Recipe, run: Path | None = None) -> Path:
+    """The run a command works in: `run` if given, the folder that `recipe` names, else runs/ and the recipe's name."""
+    if run is not None:
+        return run
+    return Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else Path("runs") / settings.name
+
+
 _COUNT = _Range(1)
 _NOT_NEGATIVE = _Range(0)
 _SHARE = _Range(0, 1)

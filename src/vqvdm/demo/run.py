@@ -18,7 +18,7 @@ from typing import Any
 from vqvdm import __version__
 from vqvdm.errors import InputError
 from vqvdm.judge import CLASSES
-from vqvdm.recipe import Recipe
+from vqvdm.recipe import Recipe, run_folder
 from vqvdm.structure import plain
 
 STAGES = ("tokenizer", "latents", "denoiser", "samples", "reconstructions", "report")
@@ -37,7 +37,7 @@ def main(*overrides: str, recipe: str = "demo", run: Path | None = None, clips: 
         clips: clips generated of each class at each of two frame rates.
     """
     settings = Recipe.load(recipe, overrides)
-    demo(settings, run or Path("runs") / settings.name, clips)
+    demo(settings, run_folder(recipe, settings, run), clips)
 
 
 def demo(recipe: Recipe, run: Path, clips: int = 8) -> Path:

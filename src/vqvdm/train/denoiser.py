@@ -22,7 +22,7 @@ from vqvdm.errors import InputError
 from vqvdm.latents import LatentCache
 from vqvdm.loading import load_tokenizer
 from vqvdm.pipeline import VQVDMPipeline
-from vqvdm.recipe import Recipe
+from vqvdm.recipe import Recipe, run_folder
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train.loop import make_accelerator, train
 from vqvdm.train.optimization import (
@@ -52,10 +52,10 @@ def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
     Args:
         recipe: a packaged recipe, a YAML file, or a run folder.
         overrides: changes as key=value, such as denoiser.training.steps=500.
-        run: the run folder; by default runs/ and the recipe's name.
+        run: the run folder; by default the one that RECIPE names, or runs/ and the recipe's name.
     """
     settings = Recipe.load(recipe, overrides, check_models=True)
-    print(f"pipeline in {train_denoiser(settings, run or Path('runs') / settings.name)}")
+    print(f"pipeline in {train_denoiser(settings, run_folder(recipe, settings, run))}")
     PartialState().destroy_process_group()
 
 

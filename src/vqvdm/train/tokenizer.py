@@ -19,7 +19,7 @@ from vqvdm.data import open_dataset
 from vqvdm.discriminators import adaptive_weight, ramp_factor
 from vqvdm.errors import InputError
 from vqvdm.perceptual import load_lpips
-from vqvdm.recipe import Recipe
+from vqvdm.recipe import Recipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
 from vqvdm.train.loop import make_accelerator, train
@@ -52,10 +52,10 @@ def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
     Args:
         recipe: a packaged recipe, a YAML file, or a run folder.
         overrides: changes as key=value, such as tokenizer.training.steps=500.
-        run: the run folder; by default runs/ and the recipe's name.
+        run: the run folder; by default the one that RECIPE names, or runs/ and the recipe's name.
     """
     settings = Recipe.load(recipe, overrides, check_models=True)
-    print(f"tokenizer in {train_tokenizer(settings, run or Path('runs') / settings.name)}")
+    print(f"tokenizer in {train_tokenizer(settings, run_folder(recipe, settings, run))}")
     PartialState().destroy_process_group()
 
 

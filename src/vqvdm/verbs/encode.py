@@ -9,7 +9,7 @@ from vqvdm.data import open_dataset
 from vqvdm.errors import InputError
 from vqvdm.latents import StorageType, write_latents
 from vqvdm.loading import load_tokenizer, pick_device
-from vqvdm.recipe import Recipe
+from vqvdm.recipe import Recipe, run_folder
 
 
 def main(
@@ -25,14 +25,14 @@ def main(
     tokenizer or data recipe.
 
     Args:
-        recipe: a packaged recipe or a YAML file.
+        recipe: a packaged recipe, a YAML file, or a run folder.
         overrides: changes as key=value, such as latents.windows=4.
-        run: the run folder; reads tokenizer/ and writes latents/. By default runs/ and the recipe's name.
+        run: the run folder; reads tokenizer/ and writes latents/. By default as in training.
         dtype: in which latents are stored.
         device: cpu, cuda, mps or auto.
     """
     settings = Recipe.load(recipe, overrides)
-    folder = encode(settings, run or Path("runs") / settings.name, dtype=dtype, device=device)
+    folder = encode(settings, run_folder(recipe, settings, run), dtype=dtype, device=device)
     print(f"latents in {folder}")
 
 
