@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqvdm.convolution import Conv3d
 from vqvdm.errors import InputError
 
 
@@ -35,11 +36,11 @@ class ResidualBlock(nn.Module):
         super().__init__()
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.norm1 = nn.GroupNorm(_groups(channels), channels)
-        self.conv1 = nn.Conv3d(channels, out_channels, kernel, padding=padding)
+        self.conv1 = Conv3d(channels, out_channels, kernel, padding=padding)
         self.condition = nn.Linear(condition, 2 * out_channels)
         self.norm2 = nn.GroupNorm(_groups(out_channels), out_channels)
-        self.conv2 = nn.Conv3d(out_channels, out_channels, kernel, padding=padding)
-        self.skip = nn.Conv3d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        self.conv2 = Conv3d(out_channels, out_channels, kernel, padding=padding)
+        self.skip = Conv3d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (b, c, t, h, w), (b, e) -> (b, c', t, h, w)
         h = self.conv1(F.silu(self.norm1(x)))
@@ -162,12 +163,12 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         def block(fan_in: int, level: Level) -> Block:
             return Block(fan_in, level.channels, condition, kernel, head_dim, level.attention)
 
-        self.stem = nn.Conv3d(in_channels, width, 3, padding=1)
+        self.stem = Conv3d(in_channels, width, 3, padding=1)
         self.down, self.downsample, skips = _downward(levels, blocks, block)
         self.middle = nn.ModuleList([block(channels[-1], Level(channels[-1], True)) for _ in range(2)])
         self.up, self.upsample = _upward(levels, blocks, skips, block)
         self.norm = nn.GroupNorm(_groups(width), width)
-        self.head = nn.Conv3d(width, in_channels, 3, padding=1)
+        self.head = Conv3d(width, in_channels, 3, padding=1)
         self.gradient_checkpointing = False
         self.apply(_initialise)
         nn.init.zeros_(self.head.weight)
@@ -236,7 +237,7 @@ def _downward(levels: Sequence[Level], blocks: int, block) -> tuple[nn.ModuleLis
         skips += [level.channels] * blocks
         width = level.channels
         if number < len(levels) - 1:
-            downsample.append(nn.Conv3d(width, width, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)))
+            downsample.append(Conv3d(width, width, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)))
             skips.append(width)
     return down, downsample, skips
 
@@ -252,7 +253,7 @@ def _upward(levels: Sequence[Level], blocks: int, skips: list[int], block) -> tu
             width = level.channels
         up.append(stage)
         if number > 0:
-            upsample.append(nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1)))
+            upsample.append(Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1)))
     return up, upsample
 
 

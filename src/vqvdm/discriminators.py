@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vqvdm.convolution import Conv3d
 from vqvdm.errors import InputError
 
 LossKind = Literal["hinge", "non_saturating"]
@@ -64,7 +65,7 @@ class PatchDiscriminator(nn.Module):
         if norm not in ("group", "none"):
             raise InputError(f'discriminator: norm must be "group" or "none", not {norm!r}')
         self.dims, self.layers = dims, layers
-        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        conv = nn.Conv2d if dims == 2 else Conv3d
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
 
         blocks: list[nn.Module] = []

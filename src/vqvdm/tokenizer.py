@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput, RunningNorm
+from vqvdm.convolution import Conv3d
 from vqvdm.errors import InputError
 from vqvdm.tiling import blend_tiles
 
@@ -65,9 +66,9 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(_groups(channels), channels)
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv1 = Conv3d(channels, channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(_groups(channels), channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv2 = Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
         h = self.conv1(F.silu(self.norm1(x)))
@@ -81,7 +82,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.stride = stride
         self.out_channels = out_channels
-        self.conv = nn.Conv3d(channels * math.prod(stride), out_channels, (1, 3, 3), padding=(0, 1, 1))
+        self.conv = Conv3d(channels * math.prod(stride), out_channels, (1, 3, 3), padding=(0, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t/st, h/sh, w/sw)
         folded = fold(x, self.stride)
@@ -96,7 +97,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.stride = stride
         self.repeats = out_channels * math.prod(stride) // channels
-        self.conv = nn.Conv3d(channels, out_channels * math.prod(stride), (1, 3, 3), padding=(0, 1, 1))
+        self.conv = Conv3d(channels, out_channels * math.prod(stride), (1, 3, 3), padding=(0, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t*st, h*sh, w*sw)
         shortcut = x.repeat(1, self.repeats, 1, 1, 1)
@@ -118,14 +119,14 @@ class Encoder(nn.Module):
         super().__init__()
         self.patch = patch
         self.gradient_checkpointing = False
-        self.stem = nn.Conv3d(in_channels * math.prod(patch), channels[0], 3, padding=1)
+        self.stem = Conv3d(in_channels * math.prod(patch), channels[0], 3, padding=1)
         layers: list[nn.Module] = []
         for level, width in enumerate(channels):
             layers += [ResidualBlock(width) for _ in range(blocks[level])]
             if level < len(strides):
                 layers.append(Downsample(width, channels[level + 1], strides[level]))
         self.layers = nn.ModuleList(layers)
-        self.head = nn.Conv3d(channels[-1], out, 1)
+        self.head = Conv3d(channels[-1], out, 1)
 
     def forward(self, clip: Tensor) -> Tensor:
         x = self.stem(fold(clip, self.patch))
@@ -148,7 +149,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.patch = patch
         self.gradient_checkpointing = False
-        self.stem = nn.Conv3d(latent, channels[-1], 3, padding=1)
+        self.stem = Conv3d(latent, channels[-1], 3, padding=1)
         layers: list[nn.Module] = []
         for level in reversed(range(len(channels))):
             layers += [ResidualBlock(channels[level]) for _ in range(blocks[level])]
@@ -156,7 +157,7 @@ class Decoder(nn.Module):
                 layers.append(Upsample(channels[level], channels[level - 1], strides[level - 1]))
         self.layers = nn.ModuleList(layers)
         self.norm = nn.GroupNorm(_groups(channels[0]), channels[0])
-        self.head = nn.Conv3d(channels[0], out * math.prod(patch), 3, padding=1)
+        self.head = Conv3d(channels[0], out * math.prod(patch), 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         x = _run(self.layers, self.stem(z), self.gradient_checkpointing and self.training)
