@@ -155,3 +155,22 @@ def test_it_learns_one_batch_by_heart() -> None:
 def test_mismatched_settings_are_named() -> None:
     with pytest.raises(InputError, match="spatial_attention"):
         VideoDenoiser(channels=(16, 32), spatial_attention=(True,))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"channels": ()}, "channels must be"),
+        ({"channels": (0,)}, "channels must be"),
+        ({"channels": (7, 14), "head_dim": 7}, "even number"),
+        ({"channels": (100,), "head_dim": 32}, "3 heads"),
+        ({"head_dim": 0}, "head_dim must be"),
+        ({"kernel": (2, 2, 2)}, "three odd numbers"),
+        ({"blocks": 0}, "blocks must be"),
+        ({"num_classes": -2}, "num_classes must be"),
+        ({"in_channels": 0}, "in_channels must be"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        VideoDenoiser(**{"channels": (8, 16), "head_dim": 8, **settings})

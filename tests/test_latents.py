@@ -157,3 +157,25 @@ def test_wrong_input(tmp_path):
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         LatentCache(tmp_path)
+
+
+def test_damaged_caches_are_named(tmp_path):
+    folder = write(tmp_path / "latents")
+    shard = folder / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"shard-00001.safetensors is damaged .*encode"):
+        LatentCache(folder)
+    for content in ("{}", "[]", '{"complete": true}', "{"):
+        (folder / "index.json").write_text(content)
+        with pytest.raises(InputError, match=r"index.json is damaged .*encode again"):
+            LatentCache(folder)
+        with pytest.raises(InputError, match=r"index.json is damaged .*encode again"):
+            write(folder)
+
+
+def test_a_file_in_the_place_of_the_cache(tmp_path):
+    (tmp_path / "latents").write_text("")
+    with pytest.raises(InputError, match="latents for the latents cannot be made"):
+        write(tmp_path / "latents")
+    with pytest.raises(InputError, match="holds no latent cache"):
+        LatentCache(tmp_path / "latents")

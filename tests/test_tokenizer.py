@@ -176,6 +176,11 @@ def test_it_learns_one_clip_by_heart(quantizer: str) -> None:
         ({"quantizer": "vq"}, '"ema", "fsq" or "none"'),
         ({"quantizer": "fsq", "fsq_levels": (8, 8)}, "3 channels"),
         ({"channels": (8, 24)}, "must divide"),
+        ({"channels": (0, 16)}, "widths of at least 1"),
+        ({"strides": ((0, 2, 2),)}, "each stride"),
+        ({"strides": ((-2, 2, 2),)}, "each stride"),
+        ({"blocks": -1}, "blocks must be"),
+        ({"latent_channels": 0}, "latent_channels must be"),
     ],
 )
 def test_settings_that_contradict_each_other(settings: dict[str, object], words: str) -> None:

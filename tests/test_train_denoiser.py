@@ -163,3 +163,33 @@ def test_one_clip_is_overfitted(tmp_path: Path) -> None:
         data = {name: torch.stack([value] * 4) for name, value in item.items()}
         losses.append(float(stage.update(step, [Batch(data, range(step * 4, step * 4 + 4), 0, 4, last=True)])["loss"]))
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("change", [{"size": 32}, {"frames": 8}])
+def test_latents_of_clips_of_another_size_are_refused(tmp_path: Path, change: dict) -> None:
+    give_tokenizer(tmp_path)
+    recipe = tiny_recipe()
+    with pytest.raises(InputError, match=r"latents.* of \(3, 2, 4, 4\), but data"):
+        train_denoiser(replace(recipe, data=replace(recipe.data, **change)), tmp_path)
+
+
+def test_more_levels_than_the_size_can_be_halved_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"6 levels.*divisible by 32.*16x16"):
+        pixel_stage(tmp_path, {"channels": (8,) * 6})
+
+
+def test_damaged_remains_of_a_run(tmp_path: Path) -> None:
+    give_tokenizer(tmp_path)
+    train_denoiser(tiny_recipe(steps=1), tmp_path)
+    (tmp_path / "pipeline" / "training.json").write_text("{")
+    (tmp_path / "log.jsonl").write_bytes(b"5\n{}\n\xff\n")
+    train_denoiser(tiny_recipe(steps=1), tmp_path)  # exports again, drops the lines
+    assert (tmp_path / "log.jsonl").read_text() == ""
+    last = latest_checkpoint(tmp_path / "checkpoints" / "denoiser")
+    assert last is not None
+    (last.folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"lacks model.safetensors"):
+        train_denoiser(tiny_recipe(steps=2), tmp_path)
+    (last.folder / "state.json").write_text("{}")
+    with pytest.raises(InputError, match=r"state.json cannot be read"):
+        train_denoiser(tiny_recipe(steps=2), tmp_path)

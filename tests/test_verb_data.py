@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from vqvdm.cli import main
 from vqvdm.errors import InputError
 from vqvdm.verbs.data import check
 
@@ -47,7 +48,7 @@ def test_every_bad_file_is_named_with_its_reason_and_ends_in_status_1(tmp_path, 
     cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
     (tmp_path / "[odd] name.mp4").write_text("no video")
     (tmp_path / "empty.webm").touch()
-    assert check(str(tmp_path)) == 1
+    assert main(["data", "check", str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "2 bad" in out
     assert "Bad files, left out: 2" in out

@@ -1,7 +1,7 @@
 """The command line: `vqvdm VERB`. It names the verbs; each is imported when it is called, so that help is quick.
 
-Exit status: 0 done, 2 the user's mistake (one line on stderr), 130 interrupted. Anything else is our bug and shows its
-traceback; `VQVDM_DEBUG=1` shows the traceback of the user's mistakes too.
+Exit status: 0 done, 1 `data check` found bad files, 2 the user's mistake (one line on stderr), 130 interrupted.
+Anything else is our bug and shows its traceback; `VQVDM_DEBUG=1` shows the traceback of the user's mistakes too.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = join_overrides(sys.argv[1:] if arguments is None else arguments)
     try:
         check_command(words)
-        app(words, result_action="return_value", exit_on_error=False, print_error=False)
+        status = app(words, result_action="return_value", exit_on_error=False, print_error=False)
     except (InputError, CycloptsError) as error:
         if debug:
             raise
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror), _MISTAKE)
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED)
-    return 0
+    return status if isinstance(status, int) else 0  # `data check` returns one
 
 
 def check_command(words: Sequence[str]) -> None:

@@ -149,6 +149,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         super().__init__()
         channels, kernel = tuple(channels), tuple(kernel)
+        _check(in_channels, channels, blocks, num_classes, head_dim, kernel)
         attention = (True,) * len(channels) if spatial_attention is None else tuple(spatial_attention)
         if len(attention) != len(channels):
             raise InputError(f"spatial_attention {attention} must have one entry for each of the levels {channels}")
@@ -227,6 +228,27 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         if self.gradient_checkpointing and self.training:
             return checkpoint(block, x, condition, use_reentrant=False)
         return block(x, condition)
+
+
+def _check(
+    in_channels: int, channels: tuple[int, ...], blocks: int, num_classes: int, head_dim: int, kernel: tuple[int, ...]
+) -> None:
+    for name, value, least in (("in_channels", in_channels, 1), ("blocks", blocks, 1), ("num_classes", num_classes, 0)):
+        if value < least:
+            raise InputError(f"denoiser: {name} must be at least {least}, not {value}")
+    if not channels or min(channels) < 1:
+        raise InputError(f"denoiser: channels must be one or more widths of at least 1, not {channels}")
+    if head_dim < 1:
+        raise InputError(f"denoiser: head_dim must be at least 1, not {head_dim}")
+    for width in channels:
+        heads = max(width // head_dim, 1)
+        if width % (2 * heads):
+            raise InputError(
+                f"denoiser: {width} of channels {channels} cannot be divided into {heads} heads of an even number of "
+                f"channels (head_dim {head_dim}); take multiples of an even head_dim"
+            )
+    if len(kernel) != 3 or any(extent < 1 or extent % 2 == 0 for extent in kernel):
+        raise InputError(f"denoiser: kernel must be three odd numbers (t, h, w), not {kernel}")
 
 
 def _downward(levels: Sequence[Level], blocks: int, block) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:

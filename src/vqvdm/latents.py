@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -30,6 +30,7 @@ from tqdm import tqdm
 from vqvdm.errors import InputError
 
 INDEX = "index.json"
+_KEYS = {"tokenizer", "classes", "latent_shape", "videos", "windows", "flips", "shard_size", "complete"}  # at least
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -156,7 +157,10 @@ def _check_plan(plan: _Plan, batch_size: int, dtype: str) -> None:
 
 def _prepare(folder: Path, index: Mapping[str, Any], plan: _Plan) -> list[int]:
     """Make the folder fit for this cache; the numbers of the shards still to be written."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} for the latents cannot be made: {error.strerror}") from error
     for part in folder.glob("*.tmp"):  # of a writer that was killed
         part.unlink(missing_ok=True)
     found = _read_index(folder)
@@ -238,11 +242,15 @@ def _write_atomically(path: Path, content: bytes) -> None:
 def _read_index(folder: Path) -> dict[str, Any] | None:
     path = folder / INDEX
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not even text
         raise InputError(f"{path} is damaged ({error}); delete the folder and encode again") from error
+    absent = _KEYS - set(found) if isinstance(found, dict) else _KEYS
+    if absent:
+        raise InputError(f"{path} is damaged (it lacks {min(absent)}); delete the folder and encode again")
+    return found
 
 
 class LatentCache(Dataset):
@@ -289,9 +297,12 @@ class LatentCache(Dataset):
             path = self.folder / shard_name(shard)
             if not path.exists():
                 raise InputError(f"the latent cache {self.folder} lacks {path.name}; run `vqvdm encode` again")
-            with safe_open(path, "pt") as file:
-                labels.append(file.get_tensor("class_label"))
-                rates.append(file.get_tensor("fps"))
+            try:
+                with safe_open(path, "pt") as file:
+                    labels.append(file.get_tensor("class_label"))
+                    rates.append(file.get_tensor("fps"))
+            except SafetensorError as error:
+                raise InputError(f"{path} is damaged ({error}); delete it and run `vqvdm encode` again") from error
         return torch.cat(labels), torch.cat(rates)
 
     def __len__(self) -> int:

@@ -113,4 +113,5 @@ def _readable(model: str | os.PathLike[str]) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
-        raise InputError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        nor = "" if Path(model).exists() else f" (nor is there a folder {model} here)"
+        raise InputError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}{nor}") from error

@@ -260,6 +260,8 @@ class VQVDMPipeline(DiffusionPipeline):
         tensor_inputs = callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             tensor_inputs = callback_on_step_end.tensor_inputs
+        if not math.isfinite(scale):
+            raise InputError(f"guidance_scale must be a number, not {scale}")
         _check_call(output_type, steps, num_videos_per_prompt, decode_chunk_size, interval, tensor_inputs)
 
         label_ids = None if class_labels is None else self.get_label_ids(class_labels)

@@ -222,6 +222,9 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         strides = tuple(tuple(stride) for stride in strides)
         blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
         _check(channels, patch, strides, blocks)
+        for name, number in (("in_channels", in_channels), ("latent_channels", latent_channels)):
+            if number < 1:
+                raise InputError(f"{name} must be at least 1, not {number}")
         ft, fh, fw = (math.prod(axis) for axis in zip(patch, *strides, strict=True))
         self.factors: Stride = (ft, fh, fw)
         self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels)
@@ -396,12 +399,18 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _check(channels: tuple[int, ...], patch: Stride, strides: tuple[Stride, ...], blocks: tuple[int, ...]) -> None:
+    if not channels or min(channels) < 1:
+        raise InputError(f"channels must be one or more widths of at least 1, not {channels}")
     if len(strides) != len(channels) - 1:
         raise InputError(
             f"{len(channels)} levels of channels {channels} need {len(channels) - 1} strides, not {len(strides)}"
         )
     if len(blocks) != len(channels):
         raise InputError(f"blocks {blocks} must be one number, or one for each of the levels {channels}")
+    if min(blocks) < 0:
+        raise InputError(f"blocks must be at least 0, not {min(blocks)}")
+    if any(len(stride) != 3 or min(stride) < 1 for stride in strides):
+        raise InputError(f"each stride must be three whole numbers (t, h, w) of at least 1, not {strides}")
     for fine, coarse, stride in zip(channels, channels[1:], strides, strict=False):
         if (fine * math.prod(stride)) % coarse:
             raise InputError(

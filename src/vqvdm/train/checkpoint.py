@@ -96,8 +96,11 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         return None
     path = complete[-1] / "state.json"
     try:
-        return Checkpoint(complete[-1], json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError) as error:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or not {"step", "architecture"} <= set(state):
+            raise ValueError("step or architecture is missing")
+        return Checkpoint(complete[-1], state)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}); delete {path.parent} to go on without it") from error
 
 

@@ -83,6 +83,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
             dataset: Dataset[Any] = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         else:
             dataset = open_latents(run, tokenizer)
+            _check_size(recipe, tokenizer, dataset)
     stage = _DenoiserStage(recipe, accelerator, dataset, tokenizer)
     return train(stage, accelerator, dataset, recipe, run, progress)
 
@@ -100,6 +101,17 @@ def open_latents(run: Path, tokenizer: VideoTokenizer) -> LatentCache:
         return LatentCache(run / "latents", tokenizer.fingerprint())
     except InputError as error:
         raise InputError(f"{error}: vqvdm encode RECIPE --run {run}") from error
+
+
+def _check_size(recipe: Recipe, tokenizer: VideoTokenizer, latents: LatentCache) -> None:
+    """Refuse latents of clips of another size than the recipe's, which the pipeline would take for its own."""
+    data = recipe.data
+    wanted = tokenizer.latent_shape(data.frames, data.size, data.size)
+    if latents.latent_shape != wanted:
+        raise InputError(
+            f"the latent cache {latents.folder} holds latents (c, t, h, w) of {latents.latent_shape}, but data.frames "
+            f"{data.frames} and data.size {data.size} need {wanted}; change them back, or run `vqvdm encode` with them"
+        )
 
 
 class _DenoiserStage:
@@ -120,9 +132,16 @@ class _DenoiserStage:
         self.objective = Objective(**asdict(recipe.denoiser.diffusion))
 
         arguments = {"num_classes": len(self.classes), **recipe.denoiser.model}
-        arguments["in_channels"] = dataset[0][self.field].shape[0]
+        channels, _, height, width = dataset[0][self.field].shape
+        arguments["in_channels"] = channels
         torch.manual_seed(seed_of(self.training.seed, "denoiser"))
         self.denoiser = channels_last(VideoDenoiser(**arguments)).to(accelerator.device)
+        halvings = 2 ** (len(self.denoiser.config["channels"]) - 1)
+        if height % halvings or width % halvings:
+            raise InputError(
+                f"denoiser.model.channels has {len(self.denoiser.config['channels'])} levels, so height and width must "
+                f"be divisible by {halvings}, but {self.field} are {height}x{width}; take fewer levels"
+            )
         self.num_classes = int(self.denoiser.config["num_classes"])
         if 0 < self.num_classes < len(self.classes):
             raise InputError(

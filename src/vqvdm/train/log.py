@@ -50,7 +50,8 @@ class Log:
     def __init__(self, path: Path, stage: str, step: int, accelerator: Accelerator) -> None:
         self.path, self.stage, self.accelerator = path, stage, accelerator
         if accelerator.is_main_process and path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if self._is_kept(line, step)]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if self._is_kept(line, step)]
             temporary = path.with_suffix(".tmp")
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
             os.replace(temporary, path)
@@ -59,6 +60,8 @@ class Log:
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # half a line, from a killed process
+            return False
+        if not isinstance(record, dict) or not {"stage", "step"} <= set(record):
             return False
         return record["stage"] != self.stage or record["step"] <= step
 

@@ -266,7 +266,10 @@ class _Session:
     def exported_step(self) -> int | None:
         """The update the exported model is of; None if there is no export."""
         path = self.export / "training.json"
-        return json.loads(path.read_text(encoding="utf-8"))["step"] if path.exists() else None
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))["step"]
+        except (OSError, ValueError, KeyError, TypeError):  # damaged, so export again
+            return None
 
     def roll_back(self) -> None:
         """After NaN: once, return to the last checkpoint and go on with another order and other noise."""
@@ -299,7 +302,13 @@ class _Session:
     def _restore(self, checkpoint: Checkpoint) -> None:
         check_fits(checkpoint, self.stage.architecture)
         for name, module in self.stage.modules.items():
-            module.load_state_dict(checkpoint.tensors(name))
+            tensors = checkpoint.tensors(name)
+            if not tensors:
+                raise InputError(
+                    f"the checkpoint {checkpoint.folder} lacks {name}.safetensors; delete the folder to go on from an "
+                    "earlier one"
+                )
+            module.load_state_dict(tensors)
         for name, optimizer in self.stage.optimizers.items():
             load_optimizer(optimizer, checkpoint.tensors(name))
         self.counters = _Counters(**{name: checkpoint.state[name] for name in asdict(self.counters)})

@@ -81,6 +81,7 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
     accelerator = make_accelerator(recipe.tokenizer.training, run)
     with accelerator.main_process_first():
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
+        open_dataset(recipe.data, "test", progress=False)  # if there are no test clips, say so before the training
     stage = _TokenizerStage(recipe, accelerator, dataset)
     return train(stage, accelerator, dataset, recipe, run, progress)
 

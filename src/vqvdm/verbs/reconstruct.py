@@ -84,10 +84,10 @@ def main(
         trained,
         path=path,
         layout=layout,
-        frames=frames or trained.frames,
-        size=size or trained.size,
-        fps=fps or (None if stride else trained.fps),
-        stride=stride or trained.stride,
+        frames=trained.frames if frames is None else frames,
+        size=trained.size if size is None else size,
+        fps=(trained.fps if stride is None else None) if fps is None else fps,
+        stride=trained.stride if stride is None else stride,
     )
     tokenizer = load_tokenizer(model, device)
     tokenizer.latent_shape(data.frames, data.size, data.size)
