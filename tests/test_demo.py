@@ -30,7 +30,6 @@ from vqvdm.train.tokenizer import _TokenizerStage
 from vqvdm.video import probe, to_video
 
 # diffusers' DPM-Solver hands a tensor to numpy in a way that numpy 2 is to drop.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 SETTINGS = (
     "data.size=16",

@@ -21,7 +21,6 @@ from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch
 
 # diffusers' schedulers give tensors to numpy in a way that numpy deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)

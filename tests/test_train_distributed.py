@@ -19,7 +19,6 @@ from vqvdm.train.denoiser import train_denoiser
 from vqvdm.train.tokenizer import train_tokenizer
 
 # diffusers' schedulers give tensors to numpy in a way that numpy deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 

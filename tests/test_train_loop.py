@@ -25,7 +25,6 @@ from vqvdm.train.denoiser import train_denoiser
 from vqvdm.train.tokenizer import train_tokenizer
 
 # diffusers' schedulers give tensors to numpy in a way that numpy deprecates
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 TRAIN: dict[str, Callable[[Recipe, Path], Path]] = {"tokenizer": train_tokenizer, "denoiser": train_denoiser}
 STAGES = {"tokenizer": tokenizer._TokenizerStage, "denoiser": denoiser._DenoiserStage}

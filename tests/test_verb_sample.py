@@ -18,7 +18,6 @@ from vqvdm.verbs.sample import main, make_orders, video_seed
 from vqvdm.video import read_video
 
 torch.set_num_threads(1)
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
