@@ -139,7 +139,7 @@ def test_differences_of_nested_values() -> None:
 def test_a_loaded_optimizer_takes_the_same_step_bit_for_bit() -> None:
     torch.manual_seed(0)
     model = channels_last(nn.Conv3d(5, 6, 3))  # a layout that the fused kernel would mix up
-    optimizer = make_adamw(model, 0.1, (0.9, 0.99), weight_decay=0.1)
+    optimizer = make_adamw(model.parameters(), 0.1, (0.9, 0.99), weight_decay=0.1)
 
     def step(network: nn.Module, its_optimizer: torch.optim.Optimizer, seed: int) -> None:
         torch.manual_seed(seed)
@@ -150,7 +150,7 @@ def test_a_loaded_optimizer_takes_the_same_step_bit_for_bit() -> None:
     step(model, optimizer, 1)
     step(model, optimizer, 2)
     twin = copy.deepcopy(model)
-    its_optimizer = make_adamw(twin, 0.1, (0.9, 0.99), weight_decay=0.1)
+    its_optimizer = make_adamw(twin.parameters(), 0.1, (0.9, 0.99), weight_decay=0.1)
     saved = {name: value.clone().contiguous() for name, value in optimizer_tensors(optimizer).items()}
     load_optimizer(its_optimizer, saved)
     step(model, optimizer, 3)

@@ -76,7 +76,7 @@ def test_average_is_that_of_torchs_averaged_model() -> None:
 def test_only_matrices_decay() -> None:
     model = nn.Linear(3, 3)
     before = copy.deepcopy(model)
-    optimizer = make_adamw(model, 0.1, (0.9, 0.99), weight_decay=0.5)
+    optimizer = make_adamw(model.parameters(), 0.1, (0.9, 0.99), weight_decay=0.5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

@@ -190,14 +190,16 @@ class VQVDMPipeline(DiffusionPipeline):
         channels, t, h, w = (self.denoiser.config["in_channels"], num_frames, height, width)
         if self.tokenizer is not None:
             channels, t, h, w = self.tokenizer.latent_shape(num_frames, height, width)
-        halvings = 2 ** (len(self.denoiser.config["channels"]) - 1)
-        if h % halvings or w % halvings:
-            factors = (height // h * halvings, width // w * halvings)
-            nearest = [max(round(n / f), 1) * f for n, f in zip((height, width), factors, strict=True)]
-            raise InputError(
-                f"height {height} and width {width} must be multiples of {factors[0]} and {factors[1]}; "
-                f"the nearest that are is {nearest[0]}x{nearest[1]}"
+        own = self.denoiser.factors
+        if t % own[0] or h % own[1] or w % own[2]:
+            asked = {"num_frames": num_frames, "height": height, "width": width}
+            factors = [n // z * f for n, z, f in zip(asked.values(), (t, h, w), own, strict=True)]
+            nearest = [max(round(n / f), 1) * f for n, f in zip(asked.values(), factors, strict=True)]
+            listed = ", ".join(
+                f"{name} {n} (a multiple of {f}; nearest: {m})"
+                for (name, n), f, m in zip(asked.items(), factors, nearest, strict=True)
             )
+            raise InputError(f"the denoiser's factors do not divide this size: {listed}")
         return channels, t, h, w
 
     @torch.no_grad()

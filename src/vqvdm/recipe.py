@@ -49,8 +49,9 @@ class TrainingRecipe:
     steps: int = 10_000  # optimiser updates
     batch: int = 8  # clips per update and process, before accumulation
     accumulate: int = 1  # batches added up per update
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the inner weights; AdamW for all else
     learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
     weight_decay: float = 0.0
     warmup: int = 100  # updates of linear warm-up
     final_learning_rate: float = 0.0  # fraction left at the end of the cosine

@@ -26,11 +26,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput, RunningNorm
-from vqvdm.convolution import Conv3d
+from vqvdm.convolution import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.errors import InputError
 from vqvdm.tiling import blend_tiles
-
-Stride = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -44,30 +42,14 @@ class TokenizerOutput:
     usage: Tensor  # scalar, 0..1
 
 
-def fold(x: Tensor, stride: Stride) -> Tensor:
-    """Neighbouring positions into channels: (b, c, t*st, h*sh, w*sw) -> (b, st*sh*sw*c, t, h, w)."""
-    st, sh, sw = stride
-    return rearrange(x, "b c (t st) (h sh) (w sw) -> b (st sh sw c) t h w", st=st, sh=sh, sw=sw)
-
-
-def unfold(x: Tensor, stride: Stride) -> Tensor:
-    """Channels into neighbouring positions, the inverse of `fold`."""
-    st, sh, sw = stride
-    return rearrange(x, "b (st sh sw c) t h w -> b c (t st) (h sh) (w sw)", st=st, sh=sh, sw=sw)
-
-
-def _groups(channels: int) -> int:
-    return math.gcd(channels, 32) if channels >= 32 else math.gcd(channels, 8)
-
-
 class ResidualBlock(nn.Module):
     """x + Conv(SiLU(Norm(Conv(SiLU(Norm(x)))))) with 3x3x3 convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_groups(channels), channels)
+        self.norm1 = nn.GroupNorm(groups_of(channels), channels)
         self.conv1 = Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(_groups(channels), channels)
+        self.norm2 = nn.GroupNorm(groups_of(channels), channels)
         self.conv2 = Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
@@ -156,7 +138,7 @@ class Decoder(nn.Module):
             if level > 0:
                 layers.append(Upsample(channels[level], channels[level - 1], strides[level - 1]))
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.GroupNorm(_groups(channels[0]), channels[0])
+        self.norm = nn.GroupNorm(groups_of(channels[0]), channels[0])
         self.head = Conv3d(channels[0], out * math.prod(patch), 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from vqvdm.train.optimization import (
     channels_last,
     clip_gradients,
     learning_rate,
-    make_adamw,
+    make_optimizers,
     set_learning_rate,
     synchronised,
     update_average,
@@ -132,15 +132,13 @@ class _DenoiserStage:
         self.objective = Objective(**asdict(recipe.denoiser.diffusion))
 
         arguments = {"num_classes": len(self.classes), **recipe.denoiser.model}
-        channels, _, height, width = dataset[0][self.field].shape
-        arguments["in_channels"] = channels
+        arguments["in_channels"], *extent = dataset[0][self.field].shape
         torch.manual_seed(seed_of(self.training.seed, "denoiser"))
         self.denoiser = channels_last(VideoDenoiser(**arguments)).to(accelerator.device)
-        halvings = 2 ** (len(self.denoiser.config["channels"]) - 1)
-        if height % halvings or width % halvings:
+        if any(n % factor for n, factor in zip(extent, self.denoiser.factors, strict=True)):
             raise InputError(
-                f"denoiser.model.channels has {len(self.denoiser.config['channels'])} levels, so height and width must "
-                f"be divisible by {halvings}, but {self.field} are {height}x{width}; take fewer levels"
+                f"denoiser.model.channels and denoiser.model.patch ask for (t, h, w) divisible by "
+                f"{self.denoiser.factors}, but {self.field} are {tuple(extent)}; take fewer levels or a smaller patch"
             )
         self.num_classes = int(self.denoiser.config["num_classes"])
         if 0 < self.num_classes < len(self.classes):
@@ -153,18 +151,17 @@ class _DenoiserStage:
         if self.training.compile:
             self.denoiser.compile()
 
-        self.optimizer = make_adamw(
-            self.denoiser, self.training.learning_rate, self.training.betas, self.training.weight_decay
-        )
+        own = make_optimizers(self.denoiser, self.training)
         self.forward = accelerator.prepare_model(self.denoiser)
         self.modules: dict[str, nn.Module] = {"model": self.denoiser}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
+        self.optimizers = own
         if self.average is not None:
             self.modules["ema"] = self.average
         settings = {name: value for name, value in self.denoiser.config.items() if not name.startswith("_")}
         self.architecture: dict[str, Any] = {
             **{f"denoiser.model.{name}": value for name, value in settings.items()},
             **{f"denoiser.diffusion.{name}": value for name, value in asdict(self.objective).items()},
+            "denoiser.training.optimizer": self.training.optimizer,
             "denoiser.training.ema_decay > 0": self.training.ema_decay > 0,
             "tokenizer (its fingerprint)": None if tokenizer is None else tokenizer.fingerprint(),
         }
@@ -172,8 +169,8 @@ class _DenoiserStage:
     def update(self, step: int, batches: list[Batch]) -> dict[str, Tensor | float]:
         """One update of the denoiser."""
         rate = learning_rate(self.training, step)
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.zero_grad(set_to_none=True)
+        set_learning_rate(self.optimizers.values(), rate)
+        self.denoiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.accelerator.device)
         for batch in batches:
             with synchronised(self.forward, batch.last):
@@ -182,7 +179,8 @@ class _DenoiserStage:
                 self.accelerator.backward(loss)
             total += loss.detach()
         norm = clip_gradients(self.denoiser.parameters(), self.training.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         if self.average is not None:
             update_average(self.average, self.denoiser, self.training.ema_decay, step)
         return {"loss": total, "gradient_norm": norm, "learning_rate": rate}

@@ -1,4 +1,4 @@
-"""The arithmetic of an update: learning rate, AdamW, gradient norm, averaged weights, precision."""
+"""The arithmetic of an update: learning rate, optimisers, gradient norm, averaged weights, precision."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from vqvdm.recipe import TrainingRecipe
+from vqvdm.train.muon import Muon
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,16 +31,37 @@ def learning_rate(training: TrainingRecipe, step: int) -> float:
     return training.learning_rate * (training.final_learning_rate + (1 - training.final_learning_rate) * share)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizers: Iterable[Optimizer], rate: float) -> None:
     """Make `rate` the learning rate of all parameters."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
 
 
-def make_adamw(model: nn.Module, rate: float, betas: tuple[float, float], weight_decay: float = 0.0) -> AdamW:
+def make_optimizers(model: nn.Module, training: TrainingRecipe) -> dict[str, Optimizer]:
+    """The recipe's optimisers of a network, which share the learning rate, by the names that checkpoints give them.
+
+    With "muon" that is Muon for the weights of linear and convolution layers, and AdamW for all else: biases, norms,
+    embeddings, and the layer that makes the output ("head"), as Jordan 2024 has it.
+    """
+    rate, betas, decay = training.learning_rate, training.betas, training.weight_decay
+    if training.optimizer == "adamw":
+        return {"optimizer": make_adamw(model.parameters(), rate, betas, decay)}
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    layers = {name for name, layer in model.named_modules() if isinstance(layer, kinds) and not name.endswith("head")}
+    inner = {f"{name}.weight" for name in layers}
+    weights = [parameter for name, parameter in model.named_parameters() if name in inner]
+    rest = [parameter for name, parameter in model.named_parameters() if name not in inner]
+    return {"optimizer": make_adamw(rest, rate, betas, decay), "muon": Muon(weights, rate, weight_decay=decay)}
+
+
+def make_adamw(
+    parameters: Iterable[nn.Parameter], rate: float, betas: tuple[float, float], weight_decay: float = 0.0
+) -> AdamW:
     """AdamW (fused) in which biases and norms do not decay."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    parameters = list(parameters)
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return AdamW([group for group in groups if group["params"]], lr=rate, betas=betas, fused=True)
 

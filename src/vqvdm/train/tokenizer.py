@@ -30,6 +30,7 @@ from vqvdm.train.optimization import (
     clip_gradients,
     learning_rate,
     make_adamw,
+    make_optimizers,
     set_learning_rate,
     synchronised,
     update_average,
@@ -111,17 +112,15 @@ class _TokenizerStage:
         if self.training.compile:
             self.tokenizer.compile()
 
-        self.optimizer = make_adamw(
-            self.tokenizer, self.training.learning_rate, self.training.betas, self.training.weight_decay
-        )
+        own = make_optimizers(self.tokenizer, self.training)
         self.forward = accelerator.prepare_model(self.tokenizer)
         self.modules: dict[str, nn.Module] = {"model": self.tokenizer}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
+        self.own_optimizers, self.optimizers = list(own.values()), dict(own)
         if self.average is not None:
             self.modules["ema"] = self.average
         if self.critics is not None:
             self.critic_forward = accelerator.prepare_model(self.critics)
-            self.critic_optimizer = make_adamw(self.critics, adversarial.learning_rate, adversarial.betas)
+            self.critic_optimizer = make_adamw(self.critics.parameters(), adversarial.learning_rate, adversarial.betas)
             self.modules["discriminators"] = self.critics
             self.optimizers["discriminators_optimizer"] = self.critic_optimizer
         settings = {name: value for name, value in self.tokenizer.config.items() if not name.startswith("_")}
@@ -129,6 +128,7 @@ class _TokenizerStage:
             **{f"tokenizer.model.{name}": value for name, value in settings.items()},
             **architecture_of(adversarial, "tokenizer.loss.adversarial"),
             "tokenizer.loss.adversarial.weight > 0": adversarial.weight > 0,
+            "tokenizer.training.optimizer": self.training.optimizer,
             "tokenizer.training.ema_decay > 0": self.training.ema_decay > 0,
         }
 
@@ -137,9 +137,9 @@ class _TokenizerStage:
     def update(self, step: int, batches: list[Batch]) -> dict[str, Tensor | float]:
         """One update of the tokenizer and, from their start on, of the discriminators, on the same clips."""
         rate = learning_rate(self.training, step)
-        set_learning_rate(self.optimizer, rate)
+        set_learning_rate(self.own_optimizers, rate)
         critics = self.critics if step >= self.loss.adversarial.start else None
-        self.optimizer.zero_grad(set_to_none=True)
+        self.tokenizer.zero_grad(set_to_none=True)
         if critics is not None:
             self.critic_optimizer.zero_grad(set_to_none=True)
 
@@ -161,7 +161,8 @@ class _TokenizerStage:
             shares.append(figures)
 
         norm = clip_gradients(self.tokenizer.parameters(), self.training.clip_norm)
-        self.optimizer.step()
+        for optimizer in self.own_optimizers:
+            optimizer.step()
         if critics is not None:
             clip_gradients(critics.parameters(), self.training.clip_norm)
             self.critic_optimizer.step()
