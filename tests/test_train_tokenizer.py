@@ -213,3 +213,6 @@ def test_bad_input(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     with pytest.raises(InputError, match="cannot be divided"):
         train_tokenizer(replace(recipe, data=replace(recipe.data, frames=5)), tmp_path)
+    with pytest.raises(InputError, match=r"adversarial\.layers is 3.*data\.frames of at least 8, not 4"):
+        train_tokenizer(tiny_recipe(replace(ADVERSARIAL, layers=3)), tmp_path)  # before any work
+    assert not (tmp_path / "checkpoints").exists()

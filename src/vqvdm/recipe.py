@@ -335,13 +335,45 @@ def _discriminators(recipe: Recipe) -> str | None:
     return None
 
 
+def _discriminator_layers(recipe: Recipe) -> str | None:
+    if recipe.tokenizer is None:
+        return None
+    adversarial, data = recipe.tokenizer.loss.adversarial, recipe.data
+    if adversarial.weight == 0 or adversarial.start >= recipe.tokenizer.training.steps:
+        return None
+    sides = [("data.size", data.size), *([("data.frames", data.frames)] if adversarial.video else [])]
+    for name, side in sides:
+        most = side.bit_length() - 1  # times it can be halved
+        if adversarial.layers > most:
+            advice = f"take at most {most}" if most > 0 else "set adversarial.video=false"
+            return (
+                f"is {adversarial.layers}: so often a discriminator halves a clip, which needs {name} of at least "
+                f"{2**adversarial.layers}, not {side}; {advice}"
+            )
+    return None
+
+
+def _reconstruction(recipe: Recipe) -> str | None:
+    if recipe.tokenizer is None:
+        return None
+    loss = recipe.tokenizer.loss
+    if loss.l1 == loss.l2 == loss.perceptual == 0:
+        return (
+            "is 0, and so are l2 and perceptual: nothing would teach the tokenizer to reconstruct its clips; "
+            "give one of them a weight, such as l1=1"
+        )
+    return None
+
+
 # Settings that exclude each other: the key to name, and what is wrong with it (None: nothing).
 _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.diffusion.zero_terminal_snr": _terminal_noise,
     "denoiser.diffusion.min_snr_gamma": _min_snr,
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
+    "tokenizer.loss.l1": _reconstruction,
     "tokenizer.loss.adversarial.weight": _discriminators,
+    "tokenizer.loss.adversarial.layers": _discriminator_layers,
 }
 
 

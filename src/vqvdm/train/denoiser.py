@@ -75,6 +75,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
         InputError: recipe, data, latents, checkpoint or disk do not allow it.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
+    recipe.check()  # one made in Python has not been
     run = Path(run)
     accelerator = make_accelerator(recipe.denoiser.training, run)
     tokenizer = None if recipe.tokenizer is None else open_tokenizer(run)

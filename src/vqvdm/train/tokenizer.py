@@ -75,6 +75,7 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
         InputError: recipe, data, checkpoint or disk do not allow it.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
+    recipe.check()  # one made in Python has not been
     if recipe.tokenizer is None:
         raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null): there is no tokenizer to train")
     run = Path(run)
