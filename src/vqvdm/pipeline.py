@@ -70,7 +70,8 @@ class VQVDMPipeline(DiffusionPipeline):
         num_inference_steps, guidance_scale: defaults of a call.
         guidance_interval: (lowest, highest) noise level, 0 clean to 1 noise, at which guidance acts. A mapping with
             the keys "low" and "high" is the form it is stored in, because the hub takes every list for a component.
-        about: facts for the model card, such as `data`, `license`, `seed`, `recipe`, `steps`; text and numbers.
+        about: facts for the model card, such as `data`, `license`, `seed`, `recipe`, `steps`; text and numbers. With
+            `class_dropout` 0 the class was never left out in training, so calls that would leave it out are refused.
 
     Raises:
         InputError: the labels, the sizes or the parts do not fit each other.
@@ -265,6 +266,8 @@ class VQVDMPipeline(DiffusionPipeline):
         _check_call(output_type, steps, num_videos_per_prompt, decode_chunk_size, interval, tensor_inputs)
 
         label_ids = None if class_labels is None else self.get_label_ids(class_labels)
+        if self.num_classes and config["about"].get("class_dropout") == 0:
+            _check_null_class(label_ids, scale)
         prompts = 1 if label_ids is None else len(label_ids)
         rates = _frame_rates(config["fps"] if fps is None else fps, prompts, num_videos_per_prompt)
         batch = len(rates)
@@ -418,6 +421,17 @@ def _check_call(
     unknown = set(inputs) - set(VQVDMPipeline._callback_tensor_inputs)
     if unknown:
         raise InputError(f"callback_on_step_end_tensor_inputs: only 'latents' is there, not {sorted(unknown)}")
+
+
+def _check_null_class(label_ids: list[int] | None, scale: float) -> None:
+    """Refuse what needs the null class, for a model that never met it."""
+    if label_ids is None:
+        raise InputError("class_labels: this model was trained with class_dropout 0 and makes nothing without a class")
+    if scale != 1:
+        raise InputError(
+            f"guidance_scale must be 1, not {scale:g}: this model was trained with class_dropout 0, so there is "
+            "nothing that guidance could compare with"
+        )
 
 
 def _frame_rates(fps: float | Sequence[float], prompts: int, videos: int) -> list[float]:

@@ -115,6 +115,16 @@ def _check_size(recipe: Recipe, tokenizer: VideoTokenizer, latents: LatentCache)
         )
 
 
+def _check_guidance(recipe: Recipe) -> None:
+    """Refuse guidance by a null class that is never trained. (Without classes there is none, and both are ignored.)"""
+    scale = recipe.sampling.guidance_scale
+    if recipe.denoiser.class_dropout == 0 and scale != 1:
+        raise InputError(
+            f"sampling.guidance_scale is {scale:g}, but denoiser.class_dropout is 0: guidance compares with clips "
+            "whose class was left out, of which there would be none; take class_dropout=0.1, say, or guidance_scale=1"
+        )
+
+
 class _DenoiserStage:
     """Network, optimiser and the update of stage 2."""
 
@@ -148,6 +158,8 @@ class _DenoiserStage:
             raise InputError(
                 f"denoiser.model.num_classes is {self.num_classes}, the data has {len(self.classes)} classes"
             )
+        if self.num_classes:
+            _check_guidance(recipe)
         self.average = averaged_copy(self.denoiser) if self.training.ema_decay > 0 else None
         if self.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
@@ -255,5 +267,11 @@ class _DenoiserStage:
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             guidance_interval=sampling.guidance_interval,
-            about={"recipe": self.recipe.name, "data": data.path, "steps": step, "seed": self.training.seed},
+            about={
+                "recipe": self.recipe.name,
+                "data": data.path,
+                "steps": step,
+                "seed": self.training.seed,
+                **({"class_dropout": self.recipe.denoiser.class_dropout} if self.num_classes else {}),
+            },
         )
