@@ -208,6 +208,7 @@ MISTAKES = [
     ("sampling: {scheduler: dmp++}", ["sampling.scheduler is 'dmp++'", "did you mean 'dpm++'"]),
     ("sampling: {guidance_interval: [0.8, 0.2]}", ["guidance_interval is [0.8, 0.2]", "must rise"]),
     ("tokenizer: {loss: {adversarial: {weight: 1, image: false, video: false}}}", ["adversarial.weight", "are off"]),
+    ("tokenizer: {model: {in_channels: 1}}", ["tokenizer.model.in_channels is 1", "clips have 3 colours"]),
     ("tokenizer: {loss: {l1: 0, l2: 0}}", ["tokenizer.loss.l1 is 0", "l2 and perceptual", "nothing would teach"]),
     ("- 1", ["mine.yaml", "table of `key: value`"]),
     ("data: {frames: 1", ["mine.yaml line", "not valid YAML"]),

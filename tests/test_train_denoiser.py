@@ -172,6 +172,12 @@ def test_guidance_by_a_class_that_is_never_trained_is_refused(tmp_path: Path) ->
         pipeline()
 
 
+def test_other_channels_than_the_datas_are_refused(tmp_path: Path) -> None:
+    pixel_stage(tmp_path, {"in_channels": 3})
+    with pytest.raises(InputError, match=r"denoiser\.model\.in_channels is 4, but the data has 3 channels"):
+        pixel_stage(tmp_path, {"in_channels": 4})
+
+
 @pytest.mark.slow
 def test_one_clip_is_overfitted(tmp_path: Path) -> None:
     stage = pixel_stage(tmp_path, steps=100, learning_rate=5e-3, warmup=5, batch=4, dropout=0.0)

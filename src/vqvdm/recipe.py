@@ -353,6 +353,11 @@ def _discriminator_layers(recipe: Recipe) -> str | None:
     return None
 
 
+def _colours(recipe: Recipe) -> str | None:
+    channels = 3 if recipe.tokenizer is None else recipe.tokenizer.model.get("in_channels", 3)
+    return None if channels == 3 else f"is {channels!r}, but clips have 3 colours; leave it out"
+
+
 def _reconstruction(recipe: Recipe) -> str | None:
     if recipe.tokenizer is None:
         return None
@@ -371,6 +376,7 @@ _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.diffusion.min_snr_gamma": _min_snr,
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
+    "tokenizer.model.in_channels": _colours,
     "tokenizer.loss.l1": _reconstruction,
     "tokenizer.loss.adversarial.weight": _discriminators,
     "tokenizer.loss.adversarial.layers": _discriminator_layers,

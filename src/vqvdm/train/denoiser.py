@@ -144,7 +144,11 @@ class _DenoiserStage:
 
         arguments = {"num_classes": len(self.classes), **recipe.denoiser.model}
         channels, _, height, width = dataset[0][self.field].shape
-        arguments["in_channels"] = channels
+        if arguments.setdefault("in_channels", channels) != channels:
+            raise InputError(
+                f"denoiser.model.in_channels is {arguments['in_channels']}, but the data has {channels} "
+                "channels; leave it out"
+            )
         torch.manual_seed(seed_of(self.training.seed, "denoiser"))
         self.denoiser = channels_last(VideoDenoiser(**arguments)).to(accelerator.device)
         halvings = 2 ** (len(self.denoiser.config["channels"]) - 1)
