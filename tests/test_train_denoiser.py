@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import vqvdm.verbs.encode
 from tiny_training import DENOISER, TinyClips, give_tokenizer, open_tiny, tiny_recipe
 from vqvdm.errors import InputError
 from vqvdm.latents import write_latents
 from vqvdm.pipeline import VQVDMPipeline
-from vqvdm.recipe import Recipe, SamplingRecipe
+from vqvdm.recipe import LatentsRecipe, Recipe, SamplingRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train import denoiser as module
 from vqvdm.train.checkpoint import latest_checkpoint
@@ -176,6 +178,30 @@ def test_other_channels_than_the_datas_are_refused(tmp_path: Path) -> None:
     pixel_stage(tmp_path, {"in_channels": 3})
     with pytest.raises(InputError, match=r"denoiser\.model\.in_channels is 4, but the data has 3 channels"):
         pixel_stage(tmp_path, {"in_channels": 4})
+
+
+def test_latents_of_other_clips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache knows what it was encoded from; an old one that does not is taken as it is."""
+    monkeypatch.setattr(vqvdm.verbs.encode, "open_dataset", open_tiny)
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny_recipe(steps=1)
+    recipe = replace(recipe, data=replace(recipe.data, path="clips", flip=True), latents=LatentsRecipe(flips=True))
+    give_tokenizer(tmp_path)
+    vqvdm.verbs.encode.encode(recipe, tmp_path, device="cpu")
+    wrong = replace(recipe, data=replace(recipe.data, path="asl", fps=10.0))
+    with pytest.raises(
+        InputError, match=r'data\.path "clips" there, "asl" asked for; data\.fps null there, 10'
+    ) as error:
+        train_denoiser(wrong, tmp_path)
+    assert str(error.value).endswith(f"vqvdm encode RECIPE --run {tmp_path}")
+    assert "flip" not in str(error.value)
+    same = replace(recipe, data=replace(recipe.data, path=str(tmp_path / "clips"), workers=3))  # the same place
+    card = (train_denoiser(same, tmp_path) / "README.md").read_text()
+    assert f"| data | {tmp_path / 'clips'} |" in card
+    index = json.loads((tmp_path / "latents" / "index.json").read_text())
+    del index["data"]
+    (tmp_path / "latents" / "index.json").write_text(json.dumps(index))
+    train_denoiser(wrong, tmp_path)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
@@ -184,6 +184,10 @@ class Recipe:
         if check_models:
             recipe.check_models(origins)
         return recipe
+
+    def encoded_data(self) -> DataRecipe:
+        """The data as `vqvdm encode` reads it: with stored mirror images the windows themselves stay as they are."""
+        return replace(self.data, flip=False) if self.latents.flips else self.data
 
     def save(self, path: str | Path) -> None:
         """Write all numbers as YAML, atomically; `Recipe.load(path)` gives an equal recipe."""

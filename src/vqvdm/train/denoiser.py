@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +86,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
             dataset: Dataset[Any] = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         else:
             dataset = open_latents(run, tokenizer)
+            _check_data(recipe, dataset)
             _check_size(recipe, tokenizer, dataset)
     stage = _DenoiserStage(recipe, accelerator, dataset, tokenizer)
     return train(stage, accelerator, dataset, recipe, run, progress)
@@ -102,6 +105,28 @@ def open_latents(run: Path, tokenizer: VideoTokenizer) -> LatentCache:
         return LatentCache(run / "latents", tokenizer.fingerprint())
     except InputError as error:
         raise InputError(f"{error}: vqvdm encode RECIPE --run {run}") from error
+
+
+def _check_data(recipe: Recipe, latents: LatentCache) -> None:
+    """Refuse latents of other clips than the recipe names: recipe.yaml and the model card would tell of the wrong ones.
+
+    Caches say what they were encoded from; what an older one does not say is taken for right.
+    """
+    there, asked = latents.index.get("data", {}), asdict(recipe.encoded_data())
+    differing = [
+        f"data.{name} {json.dumps(there[name])} there, {json.dumps(value)} asked for"
+        for name, value in asked.items()
+        if name in there and there[name] != value and not (name == "path" and _same_place(there[name], str(value)))
+    ]
+    if differing:
+        raise InputError(
+            f"the latent cache {latents.folder} was encoded from other clips: {'; '.join(differing)}. "
+            f"Ask for the same, or encode again: vqvdm encode RECIPE --run {latents.folder.parent}"
+        )
+
+
+def _same_place(one: str, other: str) -> bool:
+    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
 
 
 def _check_size(recipe: Recipe, tokenizer: VideoTokenizer, latents: LatentCache) -> None:
