@@ -37,6 +37,7 @@ from vqvdm.tokenizer import VideoTokenizer
 
 ClassLabel = str | int
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+SHOWN_CLASSES = 30  # named at most in a message
 HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py")
 # For people who know only `DiffusionPipeline.from_pretrained(..., custom_pipeline=..., trust_remote_code=True)`.
 SHIM = "from vqvdm import VQVDMPipeline\n\n__all__ = ['VQVDMPipeline']\n"
@@ -169,15 +170,22 @@ class VQVDMPipeline(DiffusionPipeline):
             if label in self.labels:
                 return self.labels[label]
             near = difflib.get_close_matches(label, self.labels, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self.labels) or 'ids only'}"
-            raise InputError(f"class_labels: unknown class {label!r}; {hint}")
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"class_labels: unknown class {label!r}; {hint}{self._known_classes()}")
         try:
             number = operator.index(label)
         except TypeError:
             raise InputError(f"class_labels: {label!r} is neither the name nor the id of a class") from None
         if isinstance(label, bool) or not 0 <= number < self.num_classes:
-            raise InputError(f"class_labels: id {label} is out of range; the ids are 0 to {self.num_classes - 1}")
+            raise InputError(f"class_labels: id {label} is out of range; {self._known_classes()}")
         return number
+
+    def _known_classes(self) -> str:
+        """The ids and names there are, in words; of many classes the first."""
+        named = [f"{key} {name}" for key, name in self.id2label.items()]
+        more = [f"and {len(named) - SHOWN_CLASSES} more"] if len(named) > SHOWN_CLASSES else []
+        listed = ": " + ", ".join(named[:SHOWN_CLASSES] + more) if named else ""
+        return f"the ids are 0 to {self.num_classes - 1}{listed}"
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(c, t, h, w) on which the denoiser makes a video of this size.

@@ -142,7 +142,7 @@ def _parse_classes(pipeline: VQVDMPipeline, classes: str | None) -> list[int] | 
         return list(range(pipeline.num_classes))
     known = pipeline.labels
     words = [classes] if classes in known else [word.strip() for word in classes.split(",") if word.strip()]
-    asked = [int(word) if word not in known and word.isdecimal() else word for word in words]
+    asked = [int(word) if word not in known and re.fullmatch(r"[+-]?\d+", word) else word for word in words]
     return list(dict.fromkeys(pipeline.get_label_ids(asked)))
 
 
