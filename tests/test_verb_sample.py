@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_pipeline import tiny_pipeline
 from vqvdm import cli
 from vqvdm.errors import InputError
+from vqvdm.verbs import sample
 from vqvdm.verbs.sample import main, make_orders, video_seed
 from vqvdm.video import read_video
 
@@ -132,6 +133,17 @@ def test_wrong_arguments(model, tmp_path, arguments, message):
     with pytest.raises(InputError, match=re.escape(message)):
         main(str(model), out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(model, tmp_path, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(sample, "load_pipeline", load)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "sub"):
+        with pytest.raises(InputError, match=re.escape(f"{out}: files cannot be written there (Not a directory)")):
+            main(str(model), out=out)
 
 
 @pytest.mark.parametrize("words", [["--classes=-1"], ["--classes", "-1"]])

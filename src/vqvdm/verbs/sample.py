@@ -16,7 +16,7 @@ import vqvdm
 from vqvdm.errors import InputError
 from vqvdm.loading import load_pipeline, swap_scheduler
 from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
-from vqvdm.video import Video, to_video, write_sheet, write_video
+from vqvdm.video import Video, check_writable, to_video, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_ROWS = 100
@@ -77,6 +77,7 @@ def main(
     for name, number in (("count", count), ("batch", batch)):
         if number < 1:
             raise InputError(f"--{name} must be at least 1, not {number}")
+    check_writable(out)
     pipeline = load_pipeline(model, device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     if scheduler is not None:
         pipeline.scheduler = swap_scheduler(pipeline.scheduler, scheduler)
