@@ -222,10 +222,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         channels, patch = tuple(channels), tuple(patch)
         strides = tuple(tuple(stride) for stride in strides)
         blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
-        _check(channels, patch, strides, blocks)
-        for name, number in (("in_channels", in_channels), ("latent_channels", latent_channels)):
-            if number < 1:
-                raise InputError(f"{name} must be at least 1, not {number}")
+        _check(in_channels, latent_channels, channels, patch, strides, blocks)
         ft, fh, fw = (math.prod(axis) for axis in zip(patch, *strides, strict=True))
         self.factors: Stride = (ft, fh, fw)
         self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels)
@@ -407,7 +404,17 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _check(channels: tuple[int, ...], patch: Stride, strides: tuple[Stride, ...], blocks: tuple[int, ...]) -> None:
+def _check(
+    in_channels: int,
+    latent_channels: int,
+    channels: tuple[int, ...],
+    patch: Stride,
+    strides: tuple[Stride, ...],
+    blocks: tuple[int, ...],
+) -> None:
+    for name, number in (("in_channels", in_channels), ("latent_channels", latent_channels)):
+        if number < 1:
+            raise InputError(f"{name} must be at least 1, not {number}")
     if not channels or min(channels) < 1:
         raise InputError(f"channels must be one or more widths of at least 1, not {channels}")
     if len(strides) != len(channels) - 1:
