@@ -103,6 +103,7 @@ def test_ctrl_c_is_left_to_the_main_process(tmp_path):
             if get_worker_info() is not None:
                 assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
                 os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
             return super().__getitem__(key)
 
     write(tmp_path, Interrupted(), workers=1)

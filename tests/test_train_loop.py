@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -159,10 +160,27 @@ def test_nan_goes_back_once_then_stops(
     assert [line["step"] for line in records(tmp_path, stage)] == [1, 2, 3, 4]
 
 
+def test_an_interruption_is_said_below_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line prints next must not stand in the bar's line."""
+    closed: list[bool] = []
+    update = STAGES["tokenizer"].update
+
+    def interrupted(self, step: int, batches):
+        signal.raise_signal(signal.SIGINT)
+        return update(self, step, batches)
+
+    monkeypatch.setattr(STAGES["tokenizer"], "update", interrupted)
+    monkeypatch.setattr(loop.Progress, "close", lambda self: closed.append(True))
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(tiny_recipe(), tmp_path)
+    assert closed
+
+
 def start(run: Path, stage: str, *changes: str) -> subprocess.Popen[str]:
     run.mkdir(exist_ok=True)
     tiny_recipe(steps=100_000, checkpoint_every=3).save(run / "recipe.yaml")
-    return subprocess.Popen([sys.executable, SCRIPT, stage, run, *changes], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, SCRIPT, stage, run, *changes]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -180,7 +198,10 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, number: signal.Signals) -> N
     changes = ("data.workers=1",)
     with start(tmp_path, "tokenizer", *changes) as process:
         wait_for(tmp_path / "checkpoints" / "tokenizer" / "step-00000006", process)
-        process.send_signal(number)
+        if number == signal.SIGKILL:
+            process.send_signal(number)
+        else:  # to the loader process too, as terminals and job queues do
+            os.killpg(process.pid, number)
         _, said = process.communicate(timeout=60)
     found = latest_checkpoint(tmp_path / "checkpoints" / "tokenizer")
     assert found is not None

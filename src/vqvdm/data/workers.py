@@ -9,9 +9,11 @@ from contextlib import contextmanager
 
 
 def leave_signals_to_parent(worker: int) -> None:
-    """For loader processes: a Ctrl-C in the terminal reaches them too, but only their parent may answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """For loader processes: Ctrl-C in a terminal and SIGTERM from a job queue reach them too, but only their parent may
+    answer. One that died of it would take the parent down in the midst of its update; they end with it anyway.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -96,8 +96,8 @@ def _train(
     stage: Stage, accelerator: Accelerator, dataset: Dataset[Any], recipe: Recipe, run: Path, description: str
 ) -> Path:
     training, session = stage.training, _Session(stage, accelerator, dataset, recipe, run, description)
-    session.begin()
-    with Interrupt() as interrupt:
+    with closing(session.progress), Interrupt() as interrupt:  # what is printed after it starts on a line of its own
+        session.begin()
         while session.counters.step < training.steps:
             session.update()
 
