@@ -49,7 +49,7 @@ SHOWN_UNCONDITIONAL = 8
 def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
     """Train the denoiser (stage 2) on a run's latents; the same command again resumes.
 
-    Several processes: torchrun --nproc-per-node N -m vqvdm train denoiser RECIPE.
+    Several processes: torchrun --nproc-per-node N -m -- vqvdm train denoiser RECIPE.
 
     Args:
         recipe: a packaged recipe, a YAML file, or a run folder.
@@ -57,7 +57,9 @@ def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
         run: the run folder; by default the one that RECIPE names, or runs/ and the recipe's name.
     """
     settings = Recipe.load(recipe, overrides, check_models=True)
-    print(f"pipeline in {train_denoiser(settings, run_folder(recipe, settings, run))}")
+    folder = train_denoiser(settings, run_folder(recipe, settings, run))
+    if PartialState().is_main_process:
+        print(f"pipeline in {folder}")
     PartialState().destroy_process_group()
 
 

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
     """Train the tokenizer (stage 1); the same command again resumes.
 
-    Several processes: torchrun --nproc-per-node N -m vqvdm train tokenizer RECIPE.
+    Several processes: torchrun --nproc-per-node N -m -- vqvdm train tokenizer RECIPE.
 
     Args:
         recipe: a packaged recipe, a YAML file, or a run folder.
@@ -58,7 +58,9 @@ def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
         run: the run folder; by default the one that RECIPE names, or runs/ and the recipe's name.
     """
     settings = Recipe.load(recipe, overrides, check_models=True)
-    print(f"tokenizer in {train_tokenizer(settings, run_folder(recipe, settings, run))}")
+    folder = train_tokenizer(settings, run_folder(recipe, settings, run))
+    if PartialState().is_main_process:
+        print(f"tokenizer in {folder}")
     PartialState().destroy_process_group()
 
 
