@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,32 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
         (folder / "new").touch()
     assert [path.name for path in target.iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_files_and_names_are_on_the_disk_before_they_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut after the renaming finds is whole: files and their folder are flushed before, its name after."""
+    done: list[tuple[str, int]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def record_fsync(number: int) -> None:
+        done.append(("flushed", os.fstat(number).st_ino))
+        fsync(number)
+
+    def record_replace(path: Path, target: Path) -> Path:
+        done.append(("renamed", path.stat().st_ino))
+        return replace(path, target)
+
+    monkeypatch.setattr(module.os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "replace", record_replace)
+    with whole_folder(tmp_path / "model") as folder:
+        (folder / "part").mkdir()
+        for path in (folder / "a", folder / "part" / "b"):
+            path.write_text("text")
+    target = tmp_path / "model"
+    before = done[: done.index(("renamed", target.stat().st_ino))]
+    for path in (target / "a", target / "part", target / "part" / "b", target):
+        assert ("flushed", path.stat().st_ino) in before, path
+    assert done[len(before) + 1 :] == [("flushed", tmp_path.stat().st_ino)]
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:

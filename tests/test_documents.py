@@ -18,6 +18,7 @@ import pytest
 import torch
 from cyclopts import CycloptsError
 from PIL import Image, ImageSequence
+from torch.distributed.run import get_args_parser
 
 from vqvdm import Recipe, VideoDenoiser, VideoTokenizer
 from vqvdm.cli import app, check_command, join_overrides, main
@@ -96,7 +97,7 @@ def verb_words(line: str) -> list[str] | None:
     """The words after `vqvdm` of a shell line, also as torchrun and accelerate start it; None for other commands."""
     words = shlex.split(line)
     place = words.index("vqvdm") if "vqvdm" in words else None
-    if place is None or not (place == 0 or words[place - 1] == "-m"):
+    if place is None or not (place == 0 or words[place - 1] in ("-m", "--")):
         return None
     return words[place + 1 :]
 
@@ -215,6 +216,14 @@ def test_shell_lines(document: str, line: str) -> None:
     assert line.startswith(known), f"{document}: {line}"
     if line.startswith("make "):
         assert re.search(rf"^{line.split()[1]}:", read("Makefile"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [line for _, line in shell_lines() if line.startswith("torchrun ")])
+def test_torchrun_leaves_our_options_alone(line: str) -> None:
+    """Its parser takes every option before it, ours too: `--run` is short for two of its own."""
+    arguments = get_args_parser().parse_args(shlex.split(line)[1:])
+    assert (arguments.module, arguments.training_script) == (True, "vqvdm")
+    assert arguments.training_script_args == verb_words(line)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from tiny_pipeline import tiny_tokenizer
+from vqvdm import latents
 from vqvdm.errors import InputError
 from vqvdm.latents import LatentCache, write_latents
 
@@ -90,6 +93,39 @@ def test_interrupted_cache_is_refused_then_completed(tmp_path):
     for path in sorted((tmp_path / "b").iterdir()):
         assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes(), path.name
     assert write(tmp_path / "a", dataset) == tmp_path / "a" and dataset.read == 1 + 5 + 1  # nothing left to do
+
+
+def test_ctrl_c_is_left_to_the_main_process(tmp_path):
+    """A terminal sends it to the loader processes too; they must not die of it, nor say so."""
+
+    class Interrupted(Noise):
+        def __getitem__(self, key):
+            if get_worker_info() is not None:
+                assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().__getitem__(key)
+
+    write(tmp_path, Interrupted(), workers=1)
+    assert len(LatentCache(tmp_path)) == 7
+
+
+def test_ctrl_c_waits_until_the_loader_has_started(tmp_path, monkeypatch):
+    """In the midst of a fork Python would print it and go on."""
+    done = []
+
+    class Loader(DataLoader):
+        def __iter__(self):
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+            return super().__iter__()
+
+    monkeypatch.setattr(latents, "DataLoader", Loader)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path)
+    assert done == ["started"]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_killed_writer_leaves_no_part_under_a_shard_s_name(tmp_path):

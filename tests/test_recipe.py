@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqvdm.diffusion import Objective
+from vqvdm.discriminators import PatchDiscriminator
 from vqvdm.errors import InputError
 from vqvdm.recipe import (
     DataRecipe,
@@ -206,6 +208,8 @@ MISTAKES = [
     ("sampling: {scheduler: dmp++}", ["sampling.scheduler is 'dmp++'", "did you mean 'dpm++'"]),
     ("sampling: {guidance_interval: [0.8, 0.2]}", ["guidance_interval is [0.8, 0.2]", "must rise"]),
     ("tokenizer: {loss: {adversarial: {weight: 1, image: false, video: false}}}", ["adversarial.weight", "are off"]),
+    ("tokenizer: {model: {in_channels: 1}}", ["tokenizer.model.in_channels is 1", "clips have 3 colours"]),
+    ("tokenizer: {loss: {l1: 0, l2: 0}}", ["tokenizer.loss.l1 is 0", "l2 and perceptual", "nothing would teach"]),
     ("- 1", ["mine.yaml", "table of `key: value`"]),
     ("data: {frames: 1", ["mine.yaml line", "not valid YAML"]),
     ("data: {frames: 1, frames: 2}", ["mine.yaml line 1", "'frames' twice"]),
@@ -223,6 +227,43 @@ def test_mistakes_in_a_file(text, fragments, tmp_path):
     assert "mine.yaml" in str(error.value)
     for fragment in fragments:
         assert fragment in str(error.value)
+
+
+ADVERSARIAL = ("tokenizer.loss.adversarial.weight=0.1", "tokenizer.loss.adversarial.start=10")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragments"),
+    [
+        (["layers=4"], []),
+        (["layers=5"], ["override 'tokenizer.loss", "data.frames of at least 32, not 16", "at most 4"]),
+        (["layers=5", "video=false"], []),
+        (["layers=6", "video=false"], ["data.size of at least 64, not 32", "at most 5"]),
+        (["layers=9", "weight=0"], []),
+        (["layers=9", "start=1_000_000"], []),  # never reached
+    ],
+)
+def test_a_discriminator_halves_no_clip_below_one_pixel(changes, fragments):
+    """The bound is that of the network itself, which would refuse only at `start`, hours in."""
+    overrides = [*ADVERSARIAL, *(f"tokenizer.loss.adversarial.{change}" for change in changes)]
+    if fragments:
+        with pytest.raises(InputError, match=r"tokenizer\.loss\.adversarial\.layers is") as error:
+            Recipe.load("toy", overrides)
+        assert all(fragment in str(error.value) for fragment in fragments), error.value
+        return
+    recipe = Recipe.load("toy", overrides)
+    adversarial, data = recipe.tokenizer.loss.adversarial, recipe.data
+    if adversarial.weight > 0 and adversarial.start < recipe.tokenizer.training.steps:
+        clip = torch.zeros(1, 3, data.frames, data.size, data.size)
+        for dims, on in ((2, adversarial.image), (3, adversarial.video)):
+            if on:
+                network = PatchDiscriminator(dims, 3, 2, adversarial.layers)
+                network(clip if dims == 3 else clip[:, :, 0])
+
+
+def test_one_frame_has_no_video_discriminator():
+    with pytest.raises(InputError, match=r"data\.frames of at least 8, not 1; set adversarial\.video=false"):
+        Recipe.load("toy", [*ADVERSARIAL, "data.frames=1"])
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,25 @@ def test_decode_of_encode_is_what_training_saw(quantizer: str, latents: str) -> 
         assert torch.equal(again.tokens, model.tokens(x)), "codes must be their own nearest codes"
 
 
+@pytest.mark.parametrize("latents", ["before", "after"])
+def test_before_the_quantiser_has_entered_decode_is_what_training_saw(latents: str, tmp_path) -> None:
+    """The export of a training that has not reached `quantize_after`: codes are noise, the decoder never met them."""
+    model, x = tiny(latents=latents), clip()
+    model(x, quantize=False)
+    with torch.no_grad():
+        seen = model.eval()(x, quantize=False).reconstruction
+        assert torch.equal(model(x).reconstruction, seen)
+    model.save_pretrained(tmp_path)
+    loaded = VideoTokenizer.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded.decode(loaded.encode(x)), seen, atol=1e-4, rtol=1e-3)
+    for call in (lambda: loaded.tokens(x), lambda: loaded.decode_tokens(torch.zeros(1, 2, 4, 4, dtype=torch.int64))):
+        with pytest.raises(InputError, match=r"codebook is untrained.*quantize_after.*latents, not tokens"):
+            call()
+    loaded.train()(x)  # the quantiser enters
+    loaded.eval()
+    assert not torch.allclose(loaded.decode(loaded.encode(x)), loaded(x, quantize=False).reconstruction)
+
+
 def test_latents_are_normalised_by_their_own_statistics() -> None:
     model, x = tiny(quantizer="none").eval(), clip(batch=4)
     raw = model.encode(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import vqvdm.verbs.encode
 from tiny_training import DENOISER, TinyClips, give_tokenizer, open_tiny, tiny_recipe
 from vqvdm.errors import InputError
 from vqvdm.latents import write_latents
 from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.recipe import LatentsRecipe, Recipe, SamplingRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train import denoiser as module
 from vqvdm.train.checkpoint import latest_checkpoint
@@ -31,7 +34,7 @@ def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
 def pixel_stage(tmp_path: Path, model: dict | None = None, dropout: float = 0.5, **training) -> _DenoiserStage:
     recipe = replace(tiny_recipe(**training), tokenizer=None)
     part = replace(recipe.denoiser, model={**DENOISER, **(model or {})}, class_dropout=dropout)
-    recipe = replace(recipe, denoiser=part)
+    recipe = replace(recipe, denoiser=part, sampling=SamplingRecipe(steps=2, guidance_scale=2.0 if dropout else 1.0))
     return _DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
 
 
@@ -151,6 +154,54 @@ def test_a_checkpoint_of_another_tokenizers_latents_is_refused(tmp_path: Path) -
 def test_too_few_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="num_classes is 2, the data has 3 classes"):
         pixel_stage(tmp_path, {"num_classes": 2})
+
+
+def test_guidance_by_a_class_that_is_never_trained_is_refused(tmp_path: Path) -> None:
+    def recipe_of(dropout: float, scale: float, classes: int | None = None) -> Recipe:
+        recipe = replace(tiny_recipe(steps=1), tokenizer=None, sampling=SamplingRecipe(steps=2, guidance_scale=scale))
+        model = {**DENOISER, **({} if classes is None else {"num_classes": classes})}
+        return replace(recipe, denoiser=replace(recipe.denoiser, model=model, class_dropout=dropout))
+
+    with pytest.raises(InputError, match=r"guidance_scale is 3, but denoiser\.class_dropout is 0.*class_dropout=0\.1"):
+        train_denoiser(recipe_of(0.0, 3.0), tmp_path / "guided")
+    train_denoiser(recipe_of(0.0, 3.0, classes=0), tmp_path / "unconditional")
+    pipeline = VQVDMPipeline.from_pretrained(train_denoiser(recipe_of(0.0, 1.0), tmp_path / "plain"))
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(["up"])
+    with pytest.raises(InputError, match="guidance_scale must be 1, not 3"):
+        pipeline(["up"], guidance_scale=3.0)
+    with pytest.raises(InputError, match="makes nothing without a class"):
+        pipeline()
+
+
+def test_other_channels_than_the_datas_are_refused(tmp_path: Path) -> None:
+    pixel_stage(tmp_path, {"in_channels": 3})
+    with pytest.raises(InputError, match=r"denoiser\.model\.in_channels is 4, but the data has 3 channels"):
+        pixel_stage(tmp_path, {"in_channels": 4})
+
+
+def test_latents_of_other_clips_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache knows what it was encoded from; an old one that does not is taken as it is."""
+    monkeypatch.setattr(vqvdm.verbs.encode, "open_dataset", open_tiny)
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny_recipe(steps=1)
+    recipe = replace(recipe, data=replace(recipe.data, path="clips", flip=True), latents=LatentsRecipe(flips=True))
+    give_tokenizer(tmp_path)
+    vqvdm.verbs.encode.encode(recipe, tmp_path, device="cpu")
+    wrong = replace(recipe, data=replace(recipe.data, path="asl", fps=10.0))
+    with pytest.raises(
+        InputError, match=r'data\.path "clips" there, "asl" asked for; data\.fps null there, 10'
+    ) as error:
+        train_denoiser(wrong, tmp_path)
+    assert str(error.value).endswith(f"vqvdm encode RECIPE --run {tmp_path}")
+    assert "flip" not in str(error.value)
+    same = replace(recipe, data=replace(recipe.data, path=str(tmp_path / "clips"), workers=3))  # the same place
+    card = (train_denoiser(same, tmp_path) / "README.md").read_text()
+    assert f"| data | {tmp_path / 'clips'} |" in card
+    index = json.loads((tmp_path / "latents" / "index.json").read_text())
+    del index["data"]
+    (tmp_path / "latents" / "index.json").write_text(json.dumps(index))
+    train_denoiser(wrong, tmp_path)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -51,18 +53,24 @@ R1 = replace(ADVERSARIAL, stabilizer="r1", loss="non_saturating", adaptive=False
 
 
 @pytest.mark.parametrize(
-    ("stage", "adversarial", "accumulate"),
-    [("tokenizer", LECAM, 1), ("tokenizer", R1, 2), ("denoiser", LECAM, 1), ("denoiser", LECAM, 2)],
+    ("stage", "adversarial", "accumulate", "optimizer"),
+    [
+        ("tokenizer", LECAM, 1, "adamw"),
+        ("tokenizer", R1, 2, "muon"),
+        ("denoiser", LECAM, 1, "muon"),
+        ("denoiser", LECAM, 2, "adamw"),
+    ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    tmp_path: Path, stage: str, adversarial: AdversarialRecipe, accumulate: int
+    tmp_path: Path, stage: str, adversarial: AdversarialRecipe, accumulate: int, optimizer: Literal["adamw", "muon"]
 ) -> None:
-    recipe = tiny_recipe(adversarial, checkpoint_every=2, accumulate=accumulate)
+    recipe = tiny_recipe(adversarial, checkpoint_every=2, accumulate=accumulate, optimizer=optimizer)
     give_tokenizer(tmp_path)
     checkpoints = tmp_path / "checkpoints" / stage
     exported = TRAIN[stage](recipe, tmp_path)
     whole, model, log = files(checkpoints / "step-00000004"), files(exported), records(tmp_path, stage)
     assert set(whole) >= {"model.safetensors", "ema.safetensors", "optimizer.safetensors"}
+    assert ("muon.safetensors" in whole) == (optimizer == "muon")
     assert ("discriminators.safetensors" in whole) == (stage == "tokenizer")
 
     shutil.rmtree(checkpoints / "step-00000004")  # as if it had been killed before
@@ -159,10 +167,27 @@ def test_nan_goes_back_once_then_stops(
     assert [line["step"] for line in records(tmp_path, stage)] == [1, 2, 3, 4]
 
 
+def test_an_interruption_is_said_below_the_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command line prints next must not stand in the bar's line."""
+    closed: list[bool] = []
+    update = STAGES["tokenizer"].update
+
+    def interrupted(self, step: int, batches):
+        signal.raise_signal(signal.SIGINT)
+        return update(self, step, batches)
+
+    monkeypatch.setattr(STAGES["tokenizer"], "update", interrupted)
+    monkeypatch.setattr(loop.Progress, "close", lambda self: closed.append(True))
+    with pytest.raises(KeyboardInterrupt):
+        train_tokenizer(tiny_recipe(), tmp_path)
+    assert closed
+
+
 def start(run: Path, stage: str, *changes: str) -> subprocess.Popen[str]:
     run.mkdir(exist_ok=True)
     tiny_recipe(steps=100_000, checkpoint_every=3).save(run / "recipe.yaml")
-    return subprocess.Popen([sys.executable, SCRIPT, stage, run, *changes], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, SCRIPT, stage, run, *changes]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -180,7 +205,10 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, number: signal.Signals) -> N
     changes = ("data.workers=1",)
     with start(tmp_path, "tokenizer", *changes) as process:
         wait_for(tmp_path / "checkpoints" / "tokenizer" / "step-00000006", process)
-        process.send_signal(number)
+        if number == signal.SIGKILL:
+            process.send_signal(number)
+        else:  # to the loader process too, as terminals and job queues do
+            os.killpg(process.pid, number)
         _, said = process.communicate(timeout=60)
     found = latest_checkpoint(tmp_path / "checkpoints" / "tokenizer")
     assert found is not None

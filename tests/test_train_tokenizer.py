@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from tiny_training import ADVERSARIAL, TOKENIZER, TinyClips, open_tiny, tiny_recipe
+from vqvdm.data import open_dataset
 from vqvdm.errors import InputError
 from vqvdm.perceptual import LPIPS
-from vqvdm.recipe import AdversarialRecipe, TokenizerLossRecipe
+from vqvdm.recipe import AdversarialRecipe, DataRecipe, TokenizerLossRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train import tokenizer as module
 from vqvdm.train.adversarial import Critics, critic_terms, tokenizer_terms
@@ -184,6 +186,41 @@ def test_the_export_is_the_average_with_statistics_of_its_own(tmp_path: Path) ->
     assert probe(tmp_path / "samples" / "tokenizer-00000004.mp4").frames == 4
 
 
+def test_without_test_clips_training_clips_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened: list[str] = []
+
+    def open_training_clips(data, split, training=None, progress=True):
+        opened.append(split)
+        if split == "test":
+            raise InputError("clips: no video is in the test split")
+        return open_tiny(data, split)
+
+    monkeypatch.setattr(module, "open_dataset", open_training_clips)
+    exported = train_tokenizer(tiny_recipe(steps=2, sample_every=1), tmp_path)
+    assert opened == ["train", "test"]
+    assert [record.message for record in caplog.records if record.name == module.logger.name] == [
+        "clips: no video is in the test split; so PSNR is followed on training clips (train_psnr): unseen ones may "
+        "fare worse"
+    ]
+    log = (tmp_path / "log.jsonl").read_text()
+    assert log.count('"train_psnr": ') == 2
+    assert "test_psnr" not in log
+    figure = json.loads((exported / "training.json").read_text())["train_psnr"]
+    clips = torch.stack([TinyClips()[index]["clip"] for index in range(10)])
+    tokenizer = VideoTokenizer.from_pretrained(exported).eval()
+    errors = (tokenizer.decode(tokenizer.encode(clips)).clamp(-1, 1) - clips).square().flatten(1).mean(1)
+    assert figure == pytest.approx(float((10 * torch.log10(4 / errors)).mean()), abs=1e-3)
+
+
+def test_a_real_list_that_leaves_no_test_clips(real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "open_dataset", open_dataset)
+    mini = DataRecipe(path=str(real_data / "ucf101-mini"), frames=4, size=16)
+    assert module.open_unseen(replace(mini, split=2), warn=False) is None
+    assert len(module.open_unseen(mini, warn=False)) > 0  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("changes", "model"),
     [
@@ -213,3 +250,6 @@ def test_bad_input(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     with pytest.raises(InputError, match="cannot be divided"):
         train_tokenizer(replace(recipe, data=replace(recipe.data, frames=5)), tmp_path)
+    with pytest.raises(InputError, match=r"adversarial\.layers is 3.*data\.frames of at least 8, not 4"):
+        train_tokenizer(tiny_recipe(replace(ADVERSARIAL, layers=3)), tmp_path)  # before any work
+    assert not (tmp_path / "checkpoints").exists()

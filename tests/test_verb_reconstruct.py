@@ -119,6 +119,12 @@ def test_wrong_input(model, videos, tmp_path):
         main(str(model), str(tmp_path / "broken.mp4"))
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(model, videos, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/sub: files cannot be written there \(Not a directory\)"):
+        main("no model", str(videos), out=tmp_path / "file" / "sub")
+
+
 def test_round_trip_of_the_two_forms():
     video = np.random.default_rng(0).integers(0, 255, (2, 4, 4, 3), dtype=np.uint8)
     np.testing.assert_array_equal(to_video(to_clip(video)), video)

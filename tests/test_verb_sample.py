@@ -13,7 +13,9 @@ import torch
 from PIL import Image
 
 from tiny_pipeline import tiny_pipeline
+from vqvdm import cli
 from vqvdm.errors import InputError
+from vqvdm.verbs import sample
 from vqvdm.verbs.sample import main, make_orders, video_seed
 from vqvdm.video import read_video
 
@@ -114,8 +116,10 @@ def test_class_names_as_they_come():
 
 
 WRONG = [
-    ({"classes": "lefft"}, "did you mean 'left'"),
-    ({"classes": "3"}, "id 3 is out of range"),
+    ({"classes": "lefft"}, "unknown class 'lefft'; did you mean 'left'? the ids are 0 to 2: 0 left, 1 right, 2 up"),
+    ({"classes": "zzz"}, "unknown class 'zzz'; the ids are 0 to 2: 0 left, 1 right, 2 up"),
+    ({"classes": "3"}, "id 3 is out of range; the ids are 0 to 2: 0 left, 1 right, 2 up"),
+    ({"classes": "0,-1"}, "id -1 is out of range; the ids are 0 to 2: 0 left, 1 right, 2 up"),
     ({"count": 0}, "--count must be at least 1"),
     ({"seed": -1}, "--seed must be at least 0"),
     ({"scheduler": "ddim"}, "no scheduler 'ddim' for prediction flow"),
@@ -129,6 +133,32 @@ def test_wrong_arguments(model, tmp_path, arguments, message):
     with pytest.raises(InputError, match=re.escape(message)):
         main(str(model), out=tmp_path / "out", **arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(model, tmp_path, monkeypatch):
+    def load(*arguments):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(sample, "load_pipeline", load)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", tmp_path / "file" / "sub"):
+        with pytest.raises(InputError, match=re.escape(f"{out}: files cannot be written there (Not a directory)")):
+            main(str(model), out=out)
+
+
+@pytest.mark.parametrize("words", [["--classes=-1"], ["--classes", "-1"]])
+def test_a_negative_id_on_the_command_line(model, tmp_path, words, capsys):
+    assert cli.main(["sample", str(model), *words, "--out", str(tmp_path / "out")]) == 2
+    assert "id -1 is out of range; the ids are 0 to 2: 0 left" in capsys.readouterr().err
+
+
+def test_of_many_classes_the_first_are_named():
+    pipeline = tiny_pipeline(num_classes=40)
+    with pytest.raises(InputError, match=r"out of range; the ids are 0 to 39$"):
+        pipeline.get_label_ids(40)
+    pipeline.register_to_config(id2label={str(key): f"class-{key}" for key in range(40)})
+    with pytest.raises(InputError, match=r"0 class-0, .*, 29 class-29, and 10 more$"):
+        pipeline.get_label_ids(40)
 
 
 def test_wrong_models(model, tmp_path):

@@ -21,6 +21,7 @@ from vqvdm.decode import frame_images
 from vqvdm.errors import InputError
 from vqvdm.video import (
     VideoError,
+    check_writable,
     grid,
     probe,
     read_frames,
@@ -335,6 +336,19 @@ def test_what_cannot_be_written_is_refused(tmp_path, numbered):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/a\.mp4: cannot be written"):
         write_video(tmp_path / "file" / "a.mp4", video, 8)
+
+
+def test_a_folder_is_tried_without_leaving_a_trace(tmp_path, monkeypatch):
+    check_writable(tmp_path / "new" / "folder")
+    check_writable(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    check_writable("samples")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "dangling").symlink_to("nowhere")
+    places = ["dangling", *(["/proc/nothing"] if Path("/proc").exists() else [])]  # not even root makes a file there
+    for place in places:
+        with pytest.raises(InputError, match=f"^{place}: files cannot be written there"):
+            check_writable(place)
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_half_written_one(tmp_path, numbered):

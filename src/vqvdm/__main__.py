@@ -1,4 +1,4 @@
-"""`python -m vqvdm`: the command line, also as torchrun and accelerate start it (`torchrun -m vqvdm ...`)."""
+"""`python -m vqvdm`: the command line, also as torchrun and accelerate start it (`torchrun -m -- vqvdm ...`)."""
 
 from __future__ import annotations
 

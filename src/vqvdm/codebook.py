@@ -103,6 +103,11 @@ class EMACodebook(nn.Module):
         self.register_buffer("sums", codes.clone())  # m
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
+    @property
+    def ready(self) -> bool:
+        """Whether the codes come from data; before the first training batch they are noise and quantise to nothing."""
+        return int(self.updates) > 0
+
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Replace each vector of `z` (b, dim, t, h, w) by its nearest code; in training mode also learn from it."""
         return self._quantize(z, learn=self.training)
@@ -114,7 +119,7 @@ class EMACodebook(nn.Module):
     def _quantize(self, z: Tensor, learn: bool) -> QuantizerOutput:
         continuous = self.bound(z.float())  # (b, c, t, h, w)
         vectors = continuous.detach().movedim(1, -1).reshape(-1, self.dim)  # (n, c)
-        if learn and int(self.updates) == 0:
+        if learn and not self.ready:
             self._initialise(vectors)
         tokens = nearest_codes(vectors, self.codes)  # (n,)
         quantized = F.embedding(tokens, self.codes.float())  # (n, c)
@@ -227,6 +232,8 @@ class FiniteScalarQuantizer(nn.Module):
     The paper squashes its input by tanh (appendix A.1); here it comes with deviation 1 (`RunningNorm`) and is cut far
     out. Large values are rare and are what moves: a tanh with a slope that uses the levels would merge them.
     """
+
+    ready = True  # nothing is learnt
 
     def __init__(self, levels: tuple[int, ...], span: float = 4.0) -> None:
         """Make a quantiser of len(levels) channels and prod(levels) codes.

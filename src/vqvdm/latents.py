@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from vqvdm.data.workers import ctrl_c_waits, leave_signals_to_parent
 from vqvdm.errors import InputError
 
 INDEX = "index.json"
@@ -195,7 +196,10 @@ def _encoded(
     for shard in todo:
         pairs = plan.shard_pairs(shard)
         batches += [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
-    for batch in DataLoader(dataset, batch_sampler=batches, num_workers=workers):
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=leave_signals_to_parent)
+    with ctrl_c_waits():
+        loaded = iter(loader)
+    for batch in loaded:
         clip = batch["clip"].to(device, tokenizer.dtype)  # (b, c, t, h, w)
         views = [clip, clip.flip(-1)] if plan.flips else [clip]
         latents = torch.stack([tokenizer.encode(view) for view in views], dim=1)  # (b, copies, c, t, h, w)

@@ -37,6 +37,7 @@ from vqvdm.tokenizer import VideoTokenizer
 
 ClassLabel = str | int
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+SHOWN_CLASSES = 30  # named at most in a message
 HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py")
 # For people who know only `DiffusionPipeline.from_pretrained(..., custom_pipeline=..., trust_remote_code=True)`.
 SHIM = "from vqvdm import VQVDMPipeline\n\n__all__ = ['VQVDMPipeline']\n"
@@ -70,7 +71,8 @@ class VQVDMPipeline(DiffusionPipeline):
         num_inference_steps, guidance_scale: defaults of a call.
         guidance_interval: (lowest, highest) noise level, 0 clean to 1 noise, at which guidance acts. A mapping with
             the keys "low" and "high" is the form it is stored in, because the hub takes every list for a component.
-        about: facts for the model card, such as `data`, `license`, `seed`, `recipe`, `steps`; text and numbers.
+        about: facts for the model card, such as `data`, `license`, `seed`, `recipe`, `steps`; text and numbers. With
+            `class_dropout` 0 the class was never left out in training, so calls that would leave it out are refused.
 
     Raises:
         InputError: the labels, the sizes or the parts do not fit each other.
@@ -168,15 +170,22 @@ class VQVDMPipeline(DiffusionPipeline):
             if label in self.labels:
                 return self.labels[label]
             near = difflib.get_close_matches(label, self.labels, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(self.labels) or 'ids only'}"
-            raise InputError(f"class_labels: unknown class {label!r}; {hint}")
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise InputError(f"class_labels: unknown class {label!r}; {hint}{self._known_classes()}")
         try:
             number = operator.index(label)
         except TypeError:
             raise InputError(f"class_labels: {label!r} is neither the name nor the id of a class") from None
         if isinstance(label, bool) or not 0 <= number < self.num_classes:
-            raise InputError(f"class_labels: id {label} is out of range; the ids are 0 to {self.num_classes - 1}")
+            raise InputError(f"class_labels: id {label} is out of range; {self._known_classes()}")
         return number
+
+    def _known_classes(self) -> str:
+        """The ids and names there are, in words; of many classes the first."""
+        named = [f"{key} {name}" for key, name in self.id2label.items()]
+        more = [f"and {len(named) - SHOWN_CLASSES} more"] if len(named) > SHOWN_CLASSES else []
+        listed = ": " + ", ".join(named[:SHOWN_CLASSES] + more) if named else ""
+        return f"the ids are 0 to {self.num_classes - 1}{listed}"
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(c, t, h, w) on which the denoiser makes a video of this size.
@@ -267,6 +276,8 @@ class VQVDMPipeline(DiffusionPipeline):
         _check_call(output_type, steps, num_videos_per_prompt, decode_chunk_size, interval, tensor_inputs)
 
         label_ids = None if class_labels is None else self.get_label_ids(class_labels)
+        if self.num_classes and config["about"].get("class_dropout") == 0:
+            _check_null_class(label_ids, scale)
         prompts = 1 if label_ids is None else len(label_ids)
         rates = _frame_rates(config["fps"] if fps is None else fps, prompts, num_videos_per_prompt)
         batch = len(rates)
@@ -420,6 +431,17 @@ def _check_call(
     unknown = set(inputs) - set(VQVDMPipeline._callback_tensor_inputs)
     if unknown:
         raise InputError(f"callback_on_step_end_tensor_inputs: only 'latents' is there, not {sorted(unknown)}")
+
+
+def _check_null_class(label_ids: list[int] | None, scale: float) -> None:
+    """Refuse what needs the null class, for a model that never met it."""
+    if label_ids is None:
+        raise InputError("class_labels: this model was trained with class_dropout 0 and makes nothing without a class")
+    if scale != 1:
+        raise InputError(
+            f"guidance_scale must be 1, not {scale:g}: this model was trained with class_dropout 0, so there is "
+            "nothing that guidance could compare with"
+        )
 
 
 def _frame_rates(fps: float | Sequence[float], prompts: int, videos: int) -> list[float]:

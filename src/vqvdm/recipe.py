@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
@@ -186,6 +186,10 @@ class Recipe:
             recipe.check_models(origins)
         return recipe
 
+    def encoded_data(self) -> DataRecipe:
+        """The data as `vqvdm encode` reads it: with stored mirror images the windows themselves stay as they are."""
+        return replace(self.data, flip=False) if self.latents.flips else self.data
+
     def save(self, path: str | Path) -> None:
         """Write all numbers as YAML, atomically; `Recipe.load(path)` gives an equal recipe."""
         recipe_io.write(Path(path), plain(self))
@@ -336,13 +340,51 @@ def _discriminators(recipe: Recipe) -> str | None:
     return None
 
 
+def _discriminator_layers(recipe: Recipe) -> str | None:
+    if recipe.tokenizer is None:
+        return None
+    adversarial, data = recipe.tokenizer.loss.adversarial, recipe.data
+    if adversarial.weight == 0 or adversarial.start >= recipe.tokenizer.training.steps:
+        return None
+    sides = [("data.size", data.size), *([("data.frames", data.frames)] if adversarial.video else [])]
+    for name, side in sides:
+        most = side.bit_length() - 1  # times it can be halved
+        if adversarial.layers > most:
+            advice = f"take at most {most}" if most > 0 else "set adversarial.video=false"
+            return (
+                f"is {adversarial.layers}: so often a discriminator halves a clip, which needs {name} of at least "
+                f"{2**adversarial.layers}, not {side}; {advice}"
+            )
+    return None
+
+
+def _colours(recipe: Recipe) -> str | None:
+    channels = 3 if recipe.tokenizer is None else recipe.tokenizer.model.get("in_channels", 3)
+    return None if channels == 3 else f"is {channels!r}, but clips have 3 colours; leave it out"
+
+
+def _reconstruction(recipe: Recipe) -> str | None:
+    if recipe.tokenizer is None:
+        return None
+    loss = recipe.tokenizer.loss
+    if loss.l1 == loss.l2 == loss.perceptual == 0:
+        return (
+            "is 0, and so are l2 and perceptual: nothing would teach the tokenizer to reconstruct its clips; "
+            "give one of them a weight, such as l1=1"
+        )
+    return None
+
+
 # Settings that exclude each other: the key to name, and what is wrong with it (None: nothing).
 _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.diffusion.zero_terminal_snr": _terminal_noise,
     "denoiser.diffusion.min_snr_gamma": _min_snr,
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
+    "tokenizer.model.in_channels": _colours,
+    "tokenizer.loss.l1": _reconstruction,
     "tokenizer.loss.adversarial.weight": _discriminators,
+    "tokenizer.loss.adversarial.layers": _discriminator_layers,
 }
 
 

@@ -157,7 +157,8 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     """The 3D VQGAN: `encode` gives normalised latents, `decode` a clip; in between a codebook, FSQ or nothing.
 
     Latents are normalised per channel by statistics that are saved with the weights; nothing outside this class sees
-    others. `decode` snaps what it is given to the codebook whenever there is one, as in training.
+    others. `decode` snaps what it is given to the codebook whenever there is one, as in training; a codebook that has
+    seen no training batch yet (`quantize_after`) leaves values as they are, which is what its decoder knows.
     """
 
     _supports_gradient_checkpointing = True
@@ -203,10 +204,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         channels, patch = tuple(channels), tuple(patch)
         strides = tuple(tuple(stride) for stride in strides)
         blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
-        _check(channels, patch, strides, blocks)
-        for name, number in (("in_channels", in_channels), ("latent_channels", latent_channels)):
-            if number < 1:
-                raise InputError(f"{name} must be at least 1, not {number}")
+        _check(in_channels, latent_channels, channels, patch, strides, blocks)
         ft, fh, fw = (math.prod(axis) for axis in zip(patch, *strides, strict=True))
         self.factors: Stride = (ft, fh, fw)
         self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels)
@@ -263,9 +261,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def quantize(self, latents: Tensor) -> QuantizerOutput:
         """The codes nearest to latents (b, c, t, h, w); `quantized` is normalised as latents are."""
-        if self.codebook is None:
-            raise InputError('this tokenizer has no codebook (quantizer="none"): it makes latents, not tokens')
-        output = self.codebook.snap(self._denormalise(latents))
+        output = self._codes("it makes latents, not tokens").snap(self._denormalise(latents))
         return output._replace(quantized=self._normalise(output.quantized))
 
     def tokens(self, clip: Tensor) -> Tensor:
@@ -276,17 +272,17 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     @torch.no_grad()
     def decode_tokens(self, tokens: Tensor) -> Tensor:
         """Codebook indices (b, t, h, w) -> clip (b, 3, t*ft, h*fh, w*fw)."""
-        if self.codebook is None:
-            raise InputError('this tokenizer has no codebook (quantizer="none"): it decodes latents, not tokens')
-        return self.decode(self._normalise(self.codebook.embed(tokens)))
+        codebook = self._codes("it decodes latents, not tokens")
+        return self.decode(self._normalise(codebook.embed(tokens)))
 
     def forward(self, clip: Tensor, quantize: bool = True) -> TokenizerOutput:
         """Reconstruct a clip (b, c, t, h, w), differentiably; in training mode norm and codebook learn from it.
 
-        `quantize=False` passes continuous latents on, as training does at first (`quantize_after`).
+        `quantize=False` passes continuous latents on, as training does at first (`quantize_after`); so does, in
+        evaluation mode, a codebook that has not learnt yet.
         """
         u = self.running_norm(self.encoder(clip))
-        if self.codebook is None or not quantize:
+        if self.codebook is None or not quantize or not (self.training or self.codebook.ready):
             zero = u.new_zeros((), dtype=torch.float32)
             return TokenizerOutput(self.decoder(u), zero, None, zero, zero)
         codes = self.codebook(u)
@@ -323,7 +319,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         if self.codebook is None:
             return u
         u = self.codebook.bound(u)
-        return self.codebook.snap(u).quantized if self.config["latents"] == "after" else u
+        return self._snap(u) if self.config["latents"] == "after" else u
 
     def _normalise(self, u: Tensor) -> Tensor:
         return (u.float() - _per_channel(self.latents_mean)) / _per_channel(self.latents_std)
@@ -332,7 +328,17 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         return latents.float() * _per_channel(self.latents_std) + _per_channel(self.latents_mean)
 
     def _snap(self, u: Tensor) -> Tensor:
-        return u if self.codebook is None else self.codebook.snap(u).quantized
+        """What the decoder has learnt to take: codes, or the values themselves until the quantiser has entered."""
+        return u if self.codebook is None or not self.codebook.ready else self.codebook.snap(u).quantized
+
+    def _codes(self, otherwise: str) -> EMACodebook | FiniteScalarQuantizer:
+        if self.codebook is None:
+            raise InputError(f'this tokenizer has no codebook (quantizer="none"): {otherwise}')
+        if not self.codebook.ready:
+            raise InputError(
+                f"this tokenizer's codebook is untrained, as before update quantize_after of its training: {otherwise}"
+            )
+        return self.codebook
 
     # --- the rest -----------------------------------------------------------------------------------------------
 
@@ -380,7 +386,17 @@ def _initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _check(channels: tuple[int, ...], patch: Stride, strides: tuple[Stride, ...], blocks: tuple[int, ...]) -> None:
+def _check(
+    in_channels: int,
+    latent_channels: int,
+    channels: tuple[int, ...],
+    patch: Stride,
+    strides: tuple[Stride, ...],
+    blocks: tuple[int, ...],
+) -> None:
+    for name, number in (("in_channels", in_channels), ("latent_channels", latent_channels)):
+        if number < 1:
+            raise InputError(f"{name} must be at least 1, not {number}")
     if not channels or min(channels) < 1:
         raise InputError(f"channels must be one or more widths of at least 1, not {channels}")
     if len(strides) != len(channels) - 1:

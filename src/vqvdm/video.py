@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -31,6 +32,7 @@ __all__ = [
     "Video",
     "VideoError",
     "VideoInfo",
+    "check_writable",
     "grid",
     "probe",
     "read_frames",
@@ -132,6 +134,20 @@ def _encode_animation(video: Video, fps: float, form: str, comment: str | None) 
     buffer = io.BytesIO()
     images[0].save(buffer, form.upper(), append_images=images[1:], **options)
     return buffer.getvalue()
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise `InputError` if files could not be written into `folder`; nothing is left there, and nothing is made.
+
+    Asked before hours of work, of the folder or, where it is yet to be made, of the nearest one above it.
+    """
+    folder = Path(folder)
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise InputError(f"{folder}: files cannot be written there ({error.strerror or error})") from error
 
 
 def _write_file(path: Path, data: bytes) -> None:

@@ -8,11 +8,9 @@ index shows the same sky at any size, length and frame rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from vqvdm.data.toy import FRAME_RATES, ToyClip
+from vqvdm.data.toy import ToyClip, ToyWorld
 
 _OCTAVES = 4
 _PERIOD = 32  # lattice points after which an octave repeats, in space
@@ -34,22 +32,8 @@ _PALETTES = np.array(
 )  # (palette, colour, 3)
 
 
-class ToyClouds:
-    """The unlabelled world: an endless, deterministic sequence of rendered clips.
-
-    Args:
-        size: height and width in pixels.
-        frames: frames of a clip.
-        seed: another seed is another world of the same kind.
-        frame_rates: rates in frames per second, drawn uniformly.
-    """
-
-    classes: tuple[str, ...] = ()
-
-    def __init__(
-        self, size: int = 64, frames: int = 16, seed: int = 0, frame_rates: tuple[float, ...] = FRAME_RATES
-    ) -> None:
-        self.size, self.frames, self.seed, self.frame_rates = size, frames, seed, frame_rates
+class ToyClouds(ToyWorld):
+    """The unlabelled world."""
 
     def render(self, index: int, fps: float | None = None) -> ToyClip:
         """Clip number `index` (0 or more), label 0; `fps` replaces what the index would draw, `speed` is the wind's."""
@@ -77,12 +61,6 @@ class ToyClouds:
             cloud = lit[colour] + depth * (shaded[colour] - lit[colour])  # (t, h, w)
             video[..., colour] = sky + density * (cloud - sky) + 0.5
         return ToyClip(video, 0, fps, float(speed))
-
-    def __iter__(self) -> Iterator[ToyClip]:
-        index = 0
-        while True:
-            yield self.render(index)
-            index += 1
 
     def _noise(self, rng: np.random.Generator, t: np.ndarray, wind: tuple[float, float]) -> np.ndarray:
         """Fractal noise of mean 0 and deviation about 1 at times t, float32 (t, rows, w).

@@ -7,14 +7,15 @@ speeds in units (or radians) per *second*: the frame rate shows in the displacem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from vqvdm.judge import CLASSES
 
-__all__ = ["CLASSES", "FRAME_RATES", "SHAPES", "ToyClip", "ToyMotions"]
+__all__ = ["CLASSES", "FRAME_RATES", "SHAPES", "ToyClip", "ToyMotions", "ToyWorld"]
 
 FRAME_RATES = (8.0, 12.0, 16.0)  # frames per second
 SHAPES = ("disc", "square", "triangle", "bar", "cross", "star")
@@ -42,8 +43,8 @@ class _Motion:
     speed: float
 
 
-class ToyMotions:
-    """The labelled world: an endless, deterministic sequence of rendered clips.
+class ToyWorld:
+    """An endless, deterministic sequence of rendered clips.
 
     Args:
         size: height and width in pixels.
@@ -52,15 +53,27 @@ class ToyMotions:
         frame_rates: rates in frames per second, drawn uniformly.
     """
 
-    classes = CLASSES
+    classes: tuple[str, ...] = ()
 
     def __init__(
         self, size: int = 64, frames: int = 16, seed: int = 0, frame_rates: tuple[float, ...] = FRAME_RATES
     ) -> None:
         self.size, self.frames, self.seed, self.frame_rates = size, frames, seed, frame_rates
-        ticks = (np.arange(size, dtype=np.float32) + 0.5) / size
-        self._ticks = ticks  # pixel centres along either axis
-        self._y, self._x = np.meshgrid(ticks, ticks, indexing="ij")  # the same for each pixel, (h, w)
+
+    def render(self, index: int) -> ToyClip:
+        """Clip number `index` (0 or more)."""
+        raise NotImplementedError
+
+
+class ToyMotions(ToyWorld):
+    """The labelled world."""
+
+    classes = CLASSES
+
+    @cached_property
+    def _ticks(self) -> np.ndarray:
+        """Pixel centres along either axis, 0..1: (size,)."""
+        return (np.arange(self.size, dtype=np.float32) + 0.5) / self.size
 
     def render(self, index: int, label: int | None = None, fps: float | None = None) -> ToyClip:
         """Clip number `index` (0 or more); `label` and `fps` replace what the index would draw."""
@@ -71,7 +84,7 @@ class ToyMotions:
         kind = CLASSES[label]
         shape = str(rng.choice([s for s in SHAPES if not (kind == "spin" and s in _WITHOUT_ANGLE)]))
         motion = _draw_motion(kind, rng, duration=(self.frames - 1) / fps)
-        background, colour = _draw_colours(rng, self._x, self._y)
+        background, colour = _draw_colours(rng, *np.meshgrid(self._ticks, self._ticks))
 
         t = np.arange(self.frames, dtype=np.float32) / fps
         x, y, radius, angle = (f(t).astype(np.float32) for f in (motion.x, motion.y, motion.radius, motion.angle))
@@ -93,12 +106,6 @@ class ToyMotions:
             behind = background[window]
             frame[window] = ((behind + cover * (colour - behind)) * 255.0 + 0.5).astype(np.uint8)
         return ToyClip(video, label, fps, motion.speed)
-
-    def __iter__(self) -> Iterator[ToyClip]:
-        index = 0
-        while True:
-            yield self.render(index)
-            index += 1
 
 
 def _constant(value: float) -> Callable[[np.ndarray], np.ndarray]:

@@ -3,13 +3,15 @@
     checkpoints/<stage>/step-00001000/model.safetensors      one file per module and optimiser
                                       state.json             step, counters, recipe, architecture
 
-Everything is written under a temporary name and renamed, so a killed process leaves the last complete checkpoint.
+Everything is written under a temporary name, flushed to the disk and renamed, so a killed process or a power cut leaves
+the last complete checkpoint.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -187,7 +189,9 @@ def whole_folder(target: Path, needed: int = 0) -> Iterator[Path]:
         if shutil.disk_usage(temporary).free < needed:
             raise OSError(errno.ENOSPC, "No space left on device")
         yield temporary
+        _flush(temporary)
         _replace(temporary, target)
+        _flush_folder(target.parent)
     except (OSError, SafetensorError) as error:
         if not _is_disk_full(error):
             raise
@@ -208,6 +212,27 @@ def _replace(temporary: Path, target: Path) -> None:
         target.replace(old)
     temporary.replace(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Everything in the folder onto the disk, so that a power cut after the renaming finds whole files."""
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            _flush_folder(path)
+        else:
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    _flush_folder(folder)
+
+
+def _flush_folder(folder: Path) -> None:
+    """The names in it; a folder can be opened on POSIX systems only."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _is_disk_full(error: OSError | SafetensorError) -> bool:

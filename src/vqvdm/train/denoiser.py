@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -47,7 +49,7 @@ SHOWN_UNCONDITIONAL = 8
 def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
     """Train the denoiser (stage 2) on a run's latents; the same command again resumes.
 
-    Several processes: torchrun --nproc-per-node N -m vqvdm train denoiser RECIPE.
+    Several processes: torchrun --nproc-per-node N -m -- vqvdm train denoiser RECIPE.
 
     Args:
         recipe: a packaged recipe, a YAML file, or a run folder.
@@ -55,7 +57,9 @@ def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
         run: the run folder; by default the one that RECIPE names, or runs/ and the recipe's name.
     """
     settings = Recipe.load(recipe, overrides, check_models=True)
-    print(f"pipeline in {train_denoiser(settings, run_folder(recipe, settings, run))}")
+    folder = train_denoiser(settings, run_folder(recipe, settings, run))
+    if PartialState().is_main_process:
+        print(f"pipeline in {folder}")
     PartialState().destroy_process_group()
 
 
@@ -75,6 +79,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
         InputError: recipe, data, latents, checkpoint or disk do not allow it.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
+    recipe.check()  # one made in Python has not been
     run = Path(run)
     accelerator = make_accelerator(recipe.denoiser.training, run)
     tokenizer = None if recipe.tokenizer is None else open_tokenizer(run)
@@ -83,6 +88,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
             dataset: Dataset[Any] = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         else:
             dataset = open_latents(run, tokenizer)
+            _check_data(recipe, dataset)
             _check_size(recipe, tokenizer, dataset)
     stage = _DenoiserStage(recipe, accelerator, dataset, tokenizer)
     return train(stage, accelerator, dataset, recipe, run, progress)
@@ -103,6 +109,28 @@ def open_latents(run: Path, tokenizer: VideoTokenizer) -> LatentCache:
         raise InputError(f"{error}: vqvdm encode RECIPE --run {run}") from error
 
 
+def _check_data(recipe: Recipe, latents: LatentCache) -> None:
+    """Refuse latents of other clips than the recipe names: recipe.yaml and the model card would tell of the wrong ones.
+
+    Caches say what they were encoded from; what an older one does not say is taken for right.
+    """
+    there, asked = latents.index.get("data", {}), asdict(recipe.encoded_data())
+    differing = [
+        f"data.{name} {json.dumps(there[name])} there, {json.dumps(value)} asked for"
+        for name, value in asked.items()
+        if name in there and there[name] != value and not (name == "path" and _same_place(there[name], str(value)))
+    ]
+    if differing:
+        raise InputError(
+            f"the latent cache {latents.folder} was encoded from other clips: {'; '.join(differing)}. "
+            f"Ask for the same, or encode again: vqvdm encode RECIPE --run {latents.folder.parent}"
+        )
+
+
+def _same_place(one: str, other: str) -> bool:
+    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
+
+
 def _check_size(recipe: Recipe, tokenizer: VideoTokenizer, latents: LatentCache) -> None:
     """Refuse latents of clips of another size than the recipe's, which the pipeline would take for its own."""
     data = recipe.data
@@ -111,6 +139,16 @@ def _check_size(recipe: Recipe, tokenizer: VideoTokenizer, latents: LatentCache)
         raise InputError(
             f"the latent cache {latents.folder} holds latents (c, t, h, w) of {latents.latent_shape}, but data.frames "
             f"{data.frames} and data.size {data.size} need {wanted}; change them back, or run `vqvdm encode` with them"
+        )
+
+
+def _check_guidance(recipe: Recipe) -> None:
+    """Refuse guidance by a null class that is never trained. (Without classes there is none, and both are ignored.)"""
+    scale = recipe.sampling.guidance_scale
+    if recipe.denoiser.class_dropout == 0 and scale != 1:
+        raise InputError(
+            f"sampling.guidance_scale is {scale:g}, but denoiser.class_dropout is 0: guidance compares with clips "
+            "whose class was left out, of which there would be none; take class_dropout=0.1, say, or guidance_scale=1"
         )
 
 
@@ -132,7 +170,12 @@ class _DenoiserStage:
         self.objective = Objective(**asdict(recipe.denoiser.diffusion))
 
         arguments = {"num_classes": len(self.classes), **recipe.denoiser.model}
-        arguments["in_channels"], *extent = dataset[0][self.field].shape
+        channels, *extent = dataset[0][self.field].shape
+        if arguments.setdefault("in_channels", channels) != channels:
+            raise InputError(
+                f"denoiser.model.in_channels is {arguments['in_channels']}, but the data has {channels} "
+                "channels; leave it out"
+            )
         torch.manual_seed(seed_of(self.training.seed, "denoiser"))
         self.denoiser = channels_last(VideoDenoiser(**arguments)).to(accelerator.device)
         if any(n % factor for n, factor in zip(extent, self.denoiser.factors, strict=True)):
@@ -145,6 +188,8 @@ class _DenoiserStage:
             raise InputError(
                 f"denoiser.model.num_classes is {self.num_classes}, the data has {len(self.classes)} classes"
             )
+        if self.num_classes:
+            _check_guidance(recipe)
         self.average = averaged_copy(self.denoiser) if self.training.ema_decay > 0 else None
         if self.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
@@ -252,5 +297,11 @@ class _DenoiserStage:
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance_scale,
             guidance_interval=sampling.guidance_interval,
-            about={"recipe": self.recipe.name, "data": data.path, "steps": step, "seed": self.training.seed},
+            about={
+                "recipe": self.recipe.name,
+                "data": data.path,
+                "steps": step,
+                "seed": self.training.seed,
+                **({"class_dropout": self.recipe.denoiser.class_dropout} if self.num_classes else {}),
+            },
         )

@@ -37,9 +37,3 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._restore()
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """For loader processes: a Ctrl-C in the terminal reaches them too, but only the training process may answer it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +34,7 @@ from vqvdm.train.checkpoint import (
     write_checkpoint,
 )
 from vqvdm.train.interrupt import Interrupt
+from vqvdm.train.lock import sole_training
 from vqvdm.train.log import Log, Meter, Progress
 from vqvdm.train.optimization import fast_bf16
 from vqvdm.train.order import Batch, Order, seed_of, updates
@@ -83,12 +85,19 @@ def train(
         description: heads the progress bar.
 
     Raises:
-        InputError: a checkpoint of another architecture, a full disk, or NaN twice.
+        InputError: another training at work in `run`, a checkpoint of another architecture, a full disk, or NaN twice.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
+    with sole_training(run) if accelerator.is_main_process else nullcontext():
+        return _train(stage, accelerator, dataset, recipe, run, description)
+
+
+def _train(
+    stage: Stage, accelerator: Accelerator, dataset: Dataset[Any], recipe: Recipe, run: Path, description: str
+) -> Path:
     training, session = stage.training, _Session(stage, accelerator, dataset, recipe, run, description)
-    session.begin()
-    with Interrupt() as interrupt:
+    with closing(session.progress), Interrupt() as interrupt:  # what is printed after it starts on a line of its own
+        session.begin()
         while session.counters.step < training.steps:
             session.update()
 

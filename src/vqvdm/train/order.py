@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vqvdm.train.interrupt import leave_signals_to_parent
+from vqvdm.data.workers import leave_signals_to_parent
 
 
 def seed_of(*parts: int | str) -> int:

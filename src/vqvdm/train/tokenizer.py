@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,7 +20,7 @@ from vqvdm.data import open_dataset
 from vqvdm.discriminators import adaptive_weight, ramp_factor
 from vqvdm.errors import InputError
 from vqvdm.perceptual import load_lpips
-from vqvdm.recipe import Recipe, run_folder
+from vqvdm.recipe import DataRecipe, Recipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
 from vqvdm.train.loop import make_accelerator, train
@@ -39,16 +40,18 @@ from vqvdm.train.optimization import (
 from vqvdm.train.order import Batch, seed_of
 from vqvdm.video import grid, to_video, write_sheet, write_video
 
-TEST_CLIPS = 32  # unseen clips on which PSNR is followed
+FOLLOWED_CLIPS = 32  # unseen clips (training clips where there are none) on which PSNR is followed
 SHOWN_CLIPS = 6  # of them in each sheet
 STATISTICS_CLIPS = 256  # training clips that give the latents' mean and deviation; a quarter of it during training
 LOW_USAGE = 0.1  # share of the codes that a batch could use at most
+
+logger = logging.getLogger(__name__)
 
 
 def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
     """Train the tokenizer (stage 1); the same command again resumes.
 
-    Several processes: torchrun --nproc-per-node N -m vqvdm train tokenizer RECIPE.
+    Several processes: torchrun --nproc-per-node N -m -- vqvdm train tokenizer RECIPE.
 
     Args:
         recipe: a packaged recipe, a YAML file, or a run folder.
@@ -56,7 +59,9 @@ def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
         run: the run folder; by default the one that RECIPE names, or runs/ and the recipe's name.
     """
     settings = Recipe.load(recipe, overrides, check_models=True)
-    print(f"tokenizer in {train_tokenizer(settings, run_folder(recipe, settings, run))}")
+    folder = train_tokenizer(settings, run_folder(recipe, settings, run))
+    if PartialState().is_main_process:
+        print(f"tokenizer in {folder}")
     PartialState().destroy_process_group()
 
 
@@ -76,15 +81,26 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
         InputError: recipe, data, checkpoint or disk do not allow it.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
+    recipe.check()  # one made in Python has not been
     if recipe.tokenizer is None:
         raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null): there is no tokenizer to train")
     run = Path(run)
     accelerator = make_accelerator(recipe.tokenizer.training, run)
     with accelerator.main_process_first():
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
-        open_dataset(recipe.data, "test", progress=False)  # if there are no test clips, say so before the training
-    stage = _TokenizerStage(recipe, accelerator, dataset)
+        unseen = open_unseen(recipe.data, warn=accelerator.is_main_process)
+    stage = _TokenizerStage(recipe, accelerator, dataset, unseen)
     return train(stage, accelerator, dataset, recipe, run, progress)
+
+
+def open_unseen(data: DataRecipe, warn: bool) -> Dataset[Any] | None:
+    """The test clips, on which PSNR is followed; None, with a warning that says why, if the data has none."""
+    try:
+        return open_dataset(data, "test", progress=False)
+    except InputError as error:
+        if warn:
+            logger.warning("%s; so PSNR is followed on training clips (train_psnr): unseen ones may fare worse", error)
+        return None
 
 
 class _TokenizerStage:
@@ -93,9 +109,12 @@ class _TokenizerStage:
     name = "tokenizer"
     export = "tokenizer"
 
-    def __init__(self, recipe: Recipe, accelerator: Accelerator, dataset: Dataset[Any]) -> None:
+    def __init__(
+        self, recipe: Recipe, accelerator: Accelerator, dataset: Dataset[Any], unseen: Dataset[Any] | None = None
+    ) -> None:
         assert recipe.tokenizer is not None
         self.recipe, self.accelerator, self.dataset = recipe, accelerator, dataset
+        self.followed, self.figure = (dataset, "train_psnr") if unseen is None else (unseen, "test_psnr")
         self.training, self.loss = recipe.tokenizer.training, recipe.tokenizer.loss
         self.workers = recipe.data.workers
         device, adversarial = accelerator.device, self.loss.adversarial
@@ -224,9 +243,9 @@ class _TokenizerStage:
         return f"a batch uses {share:.1%} of the codes it could: the codebook is collapsing"
 
     def write_samples(self, step: int, folder: Path) -> dict[str, float]:
-        """Unseen clips above their reconstructions, as a sheet and a video; returns their PSNR."""
+        """The followed clips above their reconstructions, as a sheet and a video; returns their PSNR."""
         tokenizer = self._model()
-        clips, rates = self.test_clips
+        clips, rates = self.followed_clips
         reconstructions = torch.cat([tokenizer(part).reconstruction for part in clips.split(self.training.batch)])
         real, made = ([to_video(clip.cpu()) for clip in some[:SHOWN_CLIPS]] for some in (clips, reconstructions))
         pairs = [video for pair in zip(real, made, strict=True) for video in pair]
@@ -235,18 +254,18 @@ class _TokenizerStage:
         write_sheet(folder / f"tokenizer-{step:08d}.png", pairs, labels, metadata=metadata)
         video = grid([*real, *made], len(real))  # the upper row is real
         write_video(folder / f"tokenizer-{step:08d}.mp4", video, float(rates[0]), metadata=metadata)
-        return {"test_psnr": clip_psnr(clips, reconstructions)}
+        return {self.figure: clip_psnr(clips, reconstructions)}
 
     def write_model(self, step: int, folder: Path, last: bool) -> dict[str, float]:
-        """The tokenizer with its latent statistics; returns, at the end, its PSNR on unseen clips."""
+        """The tokenizer with its latent statistics; returns, at the end, its PSNR on the followed clips."""
         tokenizer = self._model()
         number = STATISTICS_CLIPS if last else STATISTICS_CLIPS // 4
         tokenizer.set_latent_statistics(*latent_statistics(tokenizer, self.dataset, number, self.training.batch))
         figures = {}
         if last:
-            clips, _ = self.test_clips
+            clips, _ = self.followed_clips
             decoded = torch.cat([tokenizer.decode(tokenizer.encode(part)) for part in clips.split(self.training.batch)])
-            figures["test_psnr"] = clip_psnr(clips, decoded)
+            figures[self.figure] = clip_psnr(clips, decoded)
         tokenizer.save_pretrained(folder)
         return figures
 
@@ -254,10 +273,10 @@ class _TokenizerStage:
         return usable_copy(self.tokenizer if self.average is None else self.average)
 
     @cached_property
-    def test_clips(self) -> tuple[Tensor, Tensor]:
-        """Unseen clips (n, c, t, h, w) on the device, always the same, and their frame rates (n,)."""
-        dataset = open_dataset(self.recipe.data, "test", progress=False)
-        chosen = [dataset[index] for index in spread(len(dataset), TEST_CLIPS)]
+    def followed_clips(self) -> tuple[Tensor, Tensor]:
+        """Unseen clips, else training clips: (n, c, t, h, w) on the device, always the same; their frame rates (n,)."""
+        length = len(self.followed)  # type: ignore[arg-type]
+        chosen = [self.followed[index] for index in spread(length, FOLLOWED_CLIPS)]
         clips = torch.stack([item["clip"] for item in chosen]).to(self.accelerator.device)
         return clips, torch.stack([item["fps"] for item in chosen])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from vqvdm.data import open_dataset
@@ -47,8 +47,7 @@ def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device:
     if not (run / "tokenizer" / "config.json").is_file():
         raise InputError(f"{run} holds no tokenizer; train one first: vqvdm train tokenizer RECIPE --run {run}")
     tokenizer = load_tokenizer(run / "tokenizer", device)
-    # With stored mirror images the windows themselves stay as they are.
-    data = replace(recipe.data, flip=False) if recipe.latents.flips else recipe.data
+    data = recipe.encoded_data()
     return write_latents(
         tokenizer,
         open_dataset(data, "train"),

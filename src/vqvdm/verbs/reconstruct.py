@@ -23,7 +23,7 @@ from vqvdm.errors import InputError
 from vqvdm.loading import load_tokenizer
 from vqvdm.recipe import DataRecipe, Recipe
 from vqvdm.tokenizer import VideoTokenizer
-from vqvdm.video import Video, grid, to_video, write_sheet, write_video
+from vqvdm.video import Video, check_writable, grid, to_video, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_CLIPS = 50
@@ -79,6 +79,7 @@ def main(
     for name, number in (("count", count), ("batch", batch)):
         if number < 1:
             raise InputError(f"--{name} must be at least 1, not {number}")
+    check_writable(out)
     trained = trained_on(Path(model))
     data = replace(
         trained,

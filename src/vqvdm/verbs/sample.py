@@ -16,7 +16,7 @@ import vqvdm
 from vqvdm.errors import InputError
 from vqvdm.loading import load_pipeline, swap_scheduler
 from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
-from vqvdm.video import Video, to_video, write_sheet, write_video
+from vqvdm.video import Video, check_writable, to_video, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_ROWS = 100
@@ -77,6 +77,7 @@ def main(
     for name, number in (("count", count), ("batch", batch)):
         if number < 1:
             raise InputError(f"--{name} must be at least 1, not {number}")
+    check_writable(out)
     pipeline = load_pipeline(model, device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     if scheduler is not None:
         pipeline.scheduler = swap_scheduler(pipeline.scheduler, scheduler)
@@ -142,7 +143,7 @@ def _parse_classes(pipeline: VQVDMPipeline, classes: str | None) -> list[int] | 
         return list(range(pipeline.num_classes))
     known = pipeline.labels
     words = [classes] if classes in known else [word.strip() for word in classes.split(",") if word.strip()]
-    asked = [int(word) if word not in known and word.isdecimal() else word for word in words]
+    asked = [int(word) if word not in known and re.fullmatch(r"[+-]?\d+", word) else word for word in words]
     return list(dict.fromkeys(pipeline.get_label_ids(asked)))
 
 
