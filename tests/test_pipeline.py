@@ -294,7 +294,7 @@ WRONG_CALLS = [
     ({"class_labels": [1.5]}, "neither the name nor the id"),
     ({"class_labels": []}, "class_labels is empty"),
     ({"num_frames": 5}, "the nearest that can is 4 frames of 16x16"),
-    ({"height": 20}, r"height 20 \(a multiple of 8; nearest: 16\)"),
+    ({"height": 20}, "height 20 (must be a multiple of 8; the nearest is 16)"),
     ({"num_frames": 0}, "num_frames must be at least 1"),
     ({"num_inference_steps": 0}, "num_inference_steps must be at least 1"),
     ({"num_videos_per_prompt": 0}, "num_videos_per_prompt must be at least 1"),

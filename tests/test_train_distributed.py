@@ -25,8 +25,13 @@ SCRIPT = Path(__file__).with_name("tiny_training.py")
 
 
 def recipe_of(batch: int) -> Recipe:
-    """Everything on: adversarial terms with adaptive weight and LeCam, a codebook whose codes restart."""
-    recipe = tiny_recipe(replace(ADVERSARIAL, start=1, ramp=1), steps=4, batch=batch, warmup=0, log_every=2)
+    """Everything on: adversarial terms with adaptive weight and LeCam, a codebook whose codes restart.
+
+    A low learning rate, so that rounding, which Adam magnifies, does not carry a vector over to another code.
+    """
+    recipe = tiny_recipe(
+        replace(ADVERSARIAL, start=1, ramp=1), steps=4, batch=batch, warmup=0, log_every=2, learning_rate=1e-4
+    )
     assert recipe.tokenizer is not None
     model = {**recipe.tokenizer.model, "restart_after": 1}
     return replace(recipe, tokenizer=replace(recipe.tokenizer, model=model))

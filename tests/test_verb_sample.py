@@ -123,7 +123,7 @@ WRONG = [
     ({"count": 0}, "--count must be at least 1"),
     ({"seed": -1}, "--seed must be at least 0"),
     ({"scheduler": "ddim"}, "no scheduler 'ddim' for prediction flow"),
-    ({"width": 20}, "the nearest that are is 16x16"),
+    ({"width": 20}, "width 20 (must be a multiple of 8; the nearest is 16)"),
     ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
 ]
 

@@ -199,16 +199,15 @@ class VQVDMPipeline(DiffusionPipeline):
         channels, t, h, w = (self.denoiser.config["in_channels"], num_frames, height, width)
         if self.tokenizer is not None:
             channels, t, h, w = self.tokenizer.latent_shape(num_frames, height, width)
-        own = self.denoiser.factors
-        if t % own[0] or h % own[1] or w % own[2]:
-            asked = {"num_frames": num_frames, "height": height, "width": width}
-            factors = [n // z * f for n, z, f in zip(asked.values(), (t, h, w), own, strict=True)]
-            nearest = [max(round(n / f), 1) * f for n, f in zip(asked.values(), factors, strict=True)]
-            listed = ", ".join(
-                f"{name} {n} (a multiple of {f}; nearest: {m})"
-                for (name, n), f, m in zip(asked.items(), factors, nearest, strict=True)
-            )
-            raise InputError(f"the denoiser's factors do not divide this size: {listed}")
+        asked = {"num_frames": (num_frames, t), "height": (height, h), "width": (width, w)}
+        unfit = []
+        for (name, (number, latent)), factor in zip(asked.items(), self.denoiser.factors, strict=True):
+            multiple = number // latent * factor
+            if number % multiple:
+                nearest = max(round(number / multiple), 1) * multiple
+                unfit.append(f"{name} {number} (must be a multiple of {multiple}; the nearest is {nearest})")
+        if unfit:
+            raise InputError(f"the denoiser cannot make this size: {', '.join(unfit)}")
         return channels, t, h, w
 
     @torch.no_grad()
