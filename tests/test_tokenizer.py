@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from vqvdm import VideoTokenizer
+from vqvdm.convolution import fold, unfold
 from vqvdm.errors import InputError
-from vqvdm.tokenizer import Downsample, Upsample, fold, unfold
+from vqvdm.tokenizer import Downsample, Upsample
 
 
 def tiny(**settings: object) -> VideoTokenizer:
@@ -155,7 +156,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 def test_tiles_join_without_seams() -> None:
     """Between neighbouring pixels a tiled clip may differ from the whole one's step less, the more tiles overlap."""
-    model = tiny(quantizer="none").eval()
+    model = tiny(quantizer="none", channels=(16, 32)).eval()
     z = model.encode(torch.linspace(-1, 1, 96).view(1, 1, 1, 1, 96).expand(1, 3, 8, 32, 96).contiguous())
     steps = model.decode(z).diff(dim=-1)
 
@@ -165,7 +166,7 @@ def test_tiles_join_without_seams() -> None:
         model.disable_tiling()
         return (tiled - steps).abs().amax().item()
 
-    assert seam(24) < 0.9 * seam(0)
+    assert seam(24) < 0.75 * seam(0)
 
 
 def test_tiling_needs_multiples_of_the_factors() -> None:

@@ -84,7 +84,7 @@ class ToyMotions(ToyWorld):
         kind = CLASSES[label]
         shape = str(rng.choice([s for s in SHAPES if not (kind == "spin" and s in _WITHOUT_ANGLE)]))
         motion = _draw_motion(kind, rng, duration=(self.frames - 1) / fps)
-        background, colour = _draw_colours(rng, *np.meshgrid(self._ticks, self._ticks))
+        background, colour = _draw_colours(rng, self._ticks, self._ticks[:, None])
 
         t = np.arange(self.frames, dtype=np.float32) / fps
         x, y, radius, angle = (f(t).astype(np.float32) for f in (motion.x, motion.y, motion.radius, motion.angle))
@@ -164,7 +164,10 @@ def _draw_motion(kind: str, rng: np.random.Generator, duration: float) -> _Motio
 
 
 def _draw_colours(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A linear two-colour gradient (h, w, 3) and a shape colour (3,) that stands out from both its ends, in 0..1."""
+    """A linear two-colour gradient (h, w, 3) and a shape colour (3,) that stands out from both its ends, in 0..1.
+
+    x (w,) and y (h, 1) are pixel centres.
+    """
     first = rng.uniform(0.1, 0.9, size=3)
     second = np.clip(first + rng.uniform(-0.3, 0.3, size=3), 0.05, 0.95)
     direction = rng.uniform(0, 2 * np.pi)

@@ -196,10 +196,9 @@ class _DenoiserStage:
         if self.training.compile:
             self.denoiser.compile()
 
-        own = make_optimizers(self.denoiser, self.training)
+        self.optimizers = make_optimizers(self.denoiser, self.training)
         self.forward = accelerator.prepare_model(self.denoiser)
         self.modules: dict[str, nn.Module] = {"model": self.denoiser}
-        self.optimizers = own
         if self.average is not None:
             self.modules["ema"] = self.average
         settings = {name: value for name, value in self.denoiser.config.items() if not name.startswith("_")}

@@ -75,10 +75,17 @@ def orthogonalized(matrices: Tensor) -> Tensor:
         return orthogonalized(x.mT).mT
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     gram = x @ x.mT
-    product = torch.eye(x.shape[1], device=x.device).expand_as(gram)
-    a, b, c = _COEFFICIENTS
-    for _ in range(_ROUNDS):
-        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        polynomial.diagonal(dim1=1, dim2=2).add_(a)
-        product, gram = polynomial @ product, polynomial @ gram @ polynomial
+    factor = product = _polynomial(gram)
+    for _ in range(_ROUNDS - 1):
+        gram = factor @ gram @ factor
+        factor = _polynomial(gram)
+        product = factor @ product
     return product @ x
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """a + b A + c A^2 of square matrices A (n, m, m)."""
+    a, b, c = _COEFFICIENTS
+    result = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+    result.diagonal(dim1=1, dim2=2).add_(a)
+    return result

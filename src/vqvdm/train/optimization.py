@@ -48,10 +48,10 @@ def make_optimizers(model: nn.Module, training: TrainingRecipe) -> dict[str, Opt
     if training.optimizer == "adamw":
         return {"optimizer": make_adamw(model.parameters(), rate, betas, decay)}
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-    layers = {name for name, layer in model.named_modules() if isinstance(layer, kinds) and not name.endswith("head")}
-    inner = {f"{name}.weight" for name in layers}
-    weights = [parameter for name, parameter in model.named_parameters() if name in inner]
-    rest = [parameter for name, parameter in model.named_parameters() if name not in inner]
+    inner = [layer for name, layer in model.named_modules() if isinstance(layer, kinds) and not name.endswith("head")]
+    weights = [layer.weight for layer in inner]
+    theirs = set(map(id, weights))
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in theirs]
     return {"optimizer": make_adamw(rest, rate, betas, decay), "muon": Muon(weights, rate, weight_decay=decay)}
 
 

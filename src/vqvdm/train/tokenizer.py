@@ -131,10 +131,10 @@ class _TokenizerStage:
         if self.training.compile:
             self.tokenizer.compile()
 
-        own = make_optimizers(self.tokenizer, self.training)
+        self.own_optimizers = make_optimizers(self.tokenizer, self.training)  # the discriminators have theirs
         self.forward = accelerator.prepare_model(self.tokenizer)
         self.modules: dict[str, nn.Module] = {"model": self.tokenizer}
-        self.own_optimizers, self.optimizers = list(own.values()), dict(own)
+        self.optimizers = dict(self.own_optimizers)
         if self.average is not None:
             self.modules["ema"] = self.average
         if self.critics is not None:
@@ -156,7 +156,7 @@ class _TokenizerStage:
     def update(self, step: int, batches: list[Batch]) -> dict[str, Tensor | float]:
         """One update of the tokenizer and, from their start on, of the discriminators, on the same clips."""
         rate = learning_rate(self.training, step)
-        set_learning_rate(self.own_optimizers, rate)
+        set_learning_rate(self.own_optimizers.values(), rate)
         critics = self.critics if step >= self.loss.adversarial.start else None
         self.tokenizer.zero_grad(set_to_none=True)
         if critics is not None:
@@ -180,7 +180,7 @@ class _TokenizerStage:
             shares.append(figures)
 
         norm = clip_gradients(self.tokenizer.parameters(), self.training.clip_norm)
-        for optimizer in self.own_optimizers:
+        for optimizer in self.own_optimizers.values():
             optimizer.step()
         if critics is not None:
             clip_gradients(critics.parameters(), self.training.clip_norm)
