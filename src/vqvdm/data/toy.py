@@ -114,12 +114,12 @@ def _constant(value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 def _draw_motion(kind: str, rng: np.random.Generator, duration: float) -> _Motion:
     """A motion that stays inside the frame for `duration` seconds; slower than usual where that needs it."""
-    r = rng.uniform(0.16, 0.21)
+    r = rng.uniform(0.20, 0.26)
     angle = rng.uniform(0, 2 * np.pi)
     cx, cy = rng.uniform(r, 1 - r, size=2)
 
     if kind in ("left", "right", "up", "down"):
-        v = min(rng.uniform(0.22, 0.32), (1 - 2 * r) / max(duration, 1e-6))
+        v = min(rng.uniform(0.20, 0.30), (1 - 2 * r) / max(duration, 1e-6))
         start = rng.uniform(r, 1 - r - v * duration) if v * duration < 1 - 2 * r else r
         ahead = lambda t: start + v * t  # noqa: E731
         back = lambda t: 1 - start - v * t  # noqa: E731
@@ -129,7 +129,7 @@ def _draw_motion(kind: str, rng: np.random.Generator, duration: float) -> _Motio
         return _Motion(x, y, _constant(r), _constant(angle), v)
 
     if kind == "bounce":
-        period, phase, height = rng.uniform(0.7, 0.9), rng.uniform(), rng.uniform(0.35, 0.55)
+        period, phase, height = rng.uniform(0.9, 1.2), rng.uniform(), rng.uniform(0.30, 0.45)
         floor = rng.uniform(max(r + height, 0.7), 1 - r)
         flight = lambda t: 1 - (2 * ((t / period + phase) % 1.0) - 1) ** 2  # noqa: E731  parabola, 0 on the floor
         return _Motion(
@@ -137,7 +137,7 @@ def _draw_motion(kind: str, rng: np.random.Generator, duration: float) -> _Motio
         )
 
     if kind in ("orbit-left", "orbit-right"):  # seen on the screen: right is clockwise
-        circle, phase, omega = rng.uniform(0.20, 0.28), rng.uniform(0, 2 * np.pi), rng.uniform(2.2, 3.2)
+        circle, phase, omega = rng.uniform(0.20, 0.24), rng.uniform(0, 2 * np.pi), rng.uniform(2.6, 3.6)
         turn = omega if kind == "orbit-right" else -omega
         margin = r + circle
         ox, oy = rng.uniform(margin, 1 - margin, size=2) if margin < 0.5 else (0.5, 0.5)
@@ -150,12 +150,12 @@ def _draw_motion(kind: str, rng: np.random.Generator, duration: float) -> _Motio
         )
 
     if kind == "spin":
-        r = rng.uniform(0.2, 0.28)
+        r = rng.uniform(0.28, 0.38)
         cx, cy = rng.uniform(r, 1 - r, size=2)
         omega = rng.uniform(1.6, 2.8) * rng.choice((-1.0, 1.0))
         return _Motion(_constant(cx), _constant(cy), _constant(r), lambda t: angle + omega * t, abs(omega))
 
-    small, rate = rng.uniform(0.09, 0.12), rng.uniform(0.10, 0.16)  # grow, shrink
+    small, rate = rng.uniform(0.11, 0.15), rng.uniform(0.12, 0.18)  # grow, shrink
     large = min(small + rate * duration, 0.45)
     rate = (large - small) / max(duration, 1e-6)
     cx, cy = rng.uniform(large, 1 - large, size=2)
@@ -195,4 +195,4 @@ def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     # A five-pointed star: the radius of its outline against the direction.
     rho, theta = np.hypot(x, y), np.arctan2(y, x)
     wave = np.abs(((theta * 5 / (2 * np.pi)) % 1.0) - 0.5) * 2  # 1 on a point, 0 in a notch
-    return (rho - (0.55 + 0.5 * wave)) * 0.7
+    return (rho - (0.45 + 0.65 * wave)) * 0.6

@@ -45,15 +45,15 @@ class Muon(Optimizer):
             alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for weight in group["params"]:
                 if weight.grad is not None:
-                    direction = self._momentum(weight, weight.grad, group["momentum"]).flatten(1)
-                    alike[direction.shape].append((weight, direction))
+                    direction = _matrix(self._momentum(weight, weight.grad, group["momentum"]))
+                    alike[direction.shape].append((_matrix(weight), direction))
             for shape, pairs in alike.items():
-                weights, directions = zip(*pairs, strict=True)
+                matrices, directions = zip(*pairs, strict=True)
                 steps = orthogonalized(torch.stack(directions))
                 length = 0.2 * group["lr"] * max(shape) ** 0.5
-                for weight, update in zip(weights, steps, strict=True):
-                    weight.mul_(1 - group["lr"] * group["weight_decay"])
-                    weight.sub_(update.view(weight.shape), alpha=length)
+                for matrix, update in zip(matrices, steps, strict=True):
+                    matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                    matrix.sub_(update, alpha=length)
 
     def _momentum(self, weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
         assert weight.ndim >= 2, f"Muon is for matrices and convolutions, not for {tuple(weight.shape)}"
@@ -61,7 +61,13 @@ class Muon(Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         state["momentum"].lerp_(gradient, 1 - decay)
-        return gradient.lerp(state["momentum"], decay)
+        return torch.lerp(gradient, state["momentum"], decay, out=torch.empty_like(weight))  # laid out as the weight
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A view (out, the rest) of a weight; columns in the order of memory, which the step does not depend on."""
+    channels_last = weight.ndim > 2 and not weight.is_contiguous()
+    return (weight.movedim(1, -1) if channels_last else weight).view(len(weight), -1)
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
@@ -73,14 +79,14 @@ def orthogonalized(matrices: Tensor) -> Tensor:
     x = matrices.float()
     if x.shape[1] > x.shape[2]:
         return orthogonalized(x.mT).mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    gram = x @ x.mT
+    norm = x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    gram = x @ x.mT / norm**2
     factor = product = _polynomial(gram)
     for _ in range(_ROUNDS - 1):
         gram = factor @ gram @ factor
         factor = _polynomial(gram)
         product = factor @ product
-    return product @ x
+    return product / norm @ x
 
 
 def _polynomial(gram: Tensor) -> Tensor:
