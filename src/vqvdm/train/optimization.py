@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
@@ -43,14 +42,13 @@ def make_optimizers(model: nn.Module, training: TrainingRecipe) -> dict[str, Opt
     """The recipe's optimisers of a network, which share the learning rate, by the names that checkpoints give them.
 
     With "muon" that is Muon for the weights of linear and convolution layers, and AdamW for all else: biases, norms,
-    the layer that makes the output ("head"), as Jordan 2024 has it, and what embeds conditions and passes them on.
+    embeddings, and the layer that makes the output ("head"), as Jordan 2024 has it.
     """
     rate, betas, decay = training.learning_rate, training.betas, training.weight_decay
     if training.optimizer == "adamw":
         return {"optimizer": make_adamw(model.parameters(), rate, betas, decay)}
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
-    outer = re.compile(r"(^|\.)(head|condition|\w+_embed)(\.|$)")
-    inner = [layer for name, layer in model.named_modules() if isinstance(layer, kinds) and not outer.search(name)]
+    inner = [layer for name, layer in model.named_modules() if isinstance(layer, kinds) and not name.endswith("head")]
     weights = [layer.weight for layer in inner]
     theirs = set(map(id, weights))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in theirs]
