@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vqvdm.data.layouts import TEST_SHARE, find_videos
+from vqvdm.data.layouts import find_videos
+from vqvdm.data.listing import TEST_SHARE
 from vqvdm.errors import InputError
 
 

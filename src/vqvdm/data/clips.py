@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vqvdm.data.index import Entry
-from vqvdm.data.layouts import Sample
+from vqvdm.data.listing import Sample
 from vqvdm.decode import VideoError, VideoInfo, read_frames
 from vqvdm.errors import InputError
 from vqvdm.video import to_clip

@@ -5,55 +5,21 @@ Only names are looked at here; `vqvdm.data.index` opens the files.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from vqvdm.data.listing import SPLITS, Listing, Sample, class_names, hold_out, source_of
+from vqvdm.data.manifest import MANIFEST_NAMES, list_manifest, read_text
 from vqvdm.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vqvdm.errors import InputError
 
 Layout = Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"]
 
-TEST_SHARE = 0.1  # held out where the data set itself names no test split
-MANIFEST_NAMES = ("manifest.csv", "manifest.jsonl", "metadata.csv", "metadata.jsonl")
-
 _LISTS_FOLDER = "ucftraintestlist"
-_SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
-_FILE_COLUMNS = ("file", "file_name", "path", "video")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One video, or a stretch of it, as its layout names it."""
-
-    path: str  # relative to the listing's root, "/" between folders, or absolute; a file or a folder of frames
-    label: str | None = None
-    split: str | None = None  # "train", "test", "val"; None: in both train and test
-    group: str = ""  # videos of one group (one source) are never divided between splits
-    start: float | None = None  # seconds; only a manifest sets them
-    end: float | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All videos of a data set, in a fixed order."""
-
-    root: Path
-    layout: str
-    samples: tuple[Sample, ...]
-    classes: tuple[str, ...]  # () = unlabelled
-    split_source: str  # where the splits come from, in words
-    absent: tuple[str, ...] = ()  # named by lists or manifest, but not on disk
-    unlisted: int = 0  # on disk, but in neither list of the split
-
-    def of_split(self, split: Literal["train", "test"]) -> tuple[Sample, ...]:
-        return tuple(sample for sample in self.samples if sample.split in (None, split))
 
 
 def find_videos(path: str | Path, layout: Layout = "auto", split: int = 1) -> Listing:
@@ -82,8 +48,8 @@ def find_videos(path: str | Path, layout: Layout = "auto", split: int = 1) -> Li
         case "flat":
             listing = _flat(path)
         case _:
-            listing = _manifest(path)
-    return _hold_out(listing)
+            listing = list_manifest(path)
+    return hold_out(listing)
 
 
 def _detect(path: Path) -> Layout:
@@ -150,8 +116,8 @@ def _without_split(path: str) -> tuple[str | None, tuple[str, ...]]:
     parts = path.split("/")
     for place, part in enumerate(parts[:-1]):
         word = re.split(r"[_\-]", part.lower())[-1]
-        if word in _SPLITS:
-            return _SPLITS[word], tuple(parts[:place] + parts[place + 1 :])
+        if word in SPLITS:
+            return SPLITS[word], tuple(parts[:place] + parts[place + 1 :])
     return None, tuple(parts)
 
 
@@ -186,51 +152,20 @@ def _folders(root: Path) -> Listing:
         raise InputError(f'{root}: layout "folders": no videos in sub-folders; expected <class>/<video>')
     places = _below_common([parts for _, _, parts in inside])
     samples = [
-        Sample(path, place[0], split, _source("/".join(parts)))
+        Sample(path, place[0], split, source_of("/".join(parts)))
         for (path, split, parts), place in zip(inside, places, strict=True)
     ]
-    return Listing(root, "folders", tuple(samples), _names(samples), "folder names")
+    return Listing(root, "folders", tuple(samples), class_names(samples), "folder names")
 
 
 def _flat(root: Path) -> Listing:
     samples = []
     for path in _walk_videos(root):
         split, parts = _without_split(path)
-        samples.append(Sample(path, None, split, _source("/".join(parts))))
+        samples.append(Sample(path, None, split, source_of("/".join(parts))))
     if not samples:
         raise InputError(f'{root}: layout "flat": no videos ({", ".join(sorted(VIDEO_SUFFIXES))})')
     return Listing(root, "flat", tuple(samples), (), "folder names")
-
-
-def _names(samples: Sequence[Sample]) -> tuple[str, ...]:
-    return tuple(sorted({sample.label for sample in samples if sample.label is not None}))
-
-
-def _source(path: str) -> str:
-    """The name; without UCF-101's clip number, as v_X_g08_c01 and v_X_g08_c02 are cut from one video."""
-    return re.sub(r"_c\d+$", "", os.path.splitext(path)[0]) if re.search(r"_g\d+_c\d+\.", path) else path
-
-
-def _hold_out(listing: Listing) -> Listing:
-    """Where no test split is named, hold out the groups whose hash falls in the lowest tenth (at least one)."""
-    splits = {sample.split for sample in listing.samples}
-    if "val" in splits and "test" not in splits:
-        renamed = (replace(s, split="test" if s.split == "val" else s.split) for s in listing.samples)
-        return replace(listing, samples=tuple(renamed), split_source=f"{listing.split_source} (validation is the test)")
-    if listing.layout == "ucf101":
-        return listing
-    if "test" in splits:
-        return replace(listing, samples=tuple(replace(s, split=s.split or "train") for s in listing.samples))
-    ranks = {group: _rank(group) for group in {sample.group for sample in listing.samples}}
-    bound = max(TEST_SHARE, min(ranks.values()) + 1e-12) if len(ranks) > 1 else 0.0
-    samples = tuple(replace(s, split="test" if ranks[s.group] < bound else "train") for s in listing.samples)
-    source = f"no test split is named: {TEST_SHARE:.0%} of the sources held out, by a hash of the name"
-    return replace(listing, samples=samples, split_source=source)
-
-
-def _rank(group: str) -> float:
-    """Uniform in 0..1, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48
 
 
 # -------------------------------------------------------------------------------------------------------------- UCF-101
@@ -292,7 +227,7 @@ def _ucf101(path: Path, split: int) -> Listing:
         if folder.lower() not in spelling:
             raise InputError(f"{lists}: the class {folder!r} of {entry!r} is not in classInd.txt")
         label = spelling[folder.lower()]  # from the directory: testlists have no label column
-        group = _source(f"{label}/{stem.lower()}.")
+        group = source_of(f"{label}/{stem.lower()}.")
         samples.append(Sample(f"{folders[folder.lower()]}/{name}", label, part if split else None, group))
     if not samples:
         raise InputError(f"{root}: none of the {len(entries)} videos named in {lists} is there (first: {absent[0]})")
@@ -314,7 +249,7 @@ def _read_lists(lists: Path, split: int) -> list[tuple[str, str]]:
         if not file.is_file():
             there = sorted(name.name for name in lists.glob("*list0*.txt"))
             raise InputError(f"split {split}: {file} is absent (there are {', '.join(there)})")
-        for number, line in enumerate(_text(file).splitlines(), start=1):
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
             words = line.split()  # drops the "\r" of CRLF, and the label column
             if not words:
                 continue
@@ -328,91 +263,7 @@ def _class_names(lists: Path, entries: Sequence[tuple[str, str]]) -> tuple[str, 
     file = lists / "classInd.txt"
     if not file.is_file():
         return tuple(sorted({entry.split("/")[0] for entry, _ in entries}))
-    rows = [line.split(maxsplit=1) for line in _text(file).splitlines() if line.strip()]
+    rows = [line.split(maxsplit=1) for line in read_text(file).splitlines() if line.strip()]
     if not all(len(row) == 2 and row[0].isdigit() for row in rows):
         raise InputError(f"{file}: each line must be <number> <class>")
     return tuple(name.strip() for _, name in sorted(rows, key=lambda row: int(row[0])))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as text ({error})") from error
-
-
-# ------------------------------------------------------------------------------------------------------------- manifest
-
-
-def _manifest(path: Path) -> Listing:
-    """CSV with a header line, or JSON lines: file, and if wanted label, split, start and end (seconds)."""
-    if path.is_dir():
-        names = [name for name in MANIFEST_NAMES if (path / name).is_file()]
-        if not names:
-            raise InputError(f'{path}: layout "manifest": holds none of {", ".join(MANIFEST_NAMES)}')
-        path = path / names[0]
-    root = path.parent
-    samples, absent = [], []
-    for number, row in _rows(path):
-        sample = _manifest_row(row, f"{path}:{number}")
-        found = (root / sample.path).exists()
-        samples += [sample] if found else []
-        absent += [] if found else [sample.path]
-    if not samples:
-        what = f"none of its {len(absent)} files is there (first: {absent[0]})" if absent else "has no rows"
-        raise InputError(f"{path}: {what}")
-    unlabelled = sum(sample.label is None for sample in samples)
-    if 0 < unlabelled < len(samples):
-        raise InputError(f"{path}: {unlabelled} of {len(samples)} rows have no label; label all or none")
-    return Listing(root, "manifest", tuple(samples), _names(samples), f"column split of {path.name}", tuple(absent))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line number, fields) of each row."""
-    text = _text(path)
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        for row in reader:
-            if None in row or None in row.values():
-                columns = ", ".join(reader.fieldnames or ())
-                raise InputError(f"{path}:{reader.line_num}: the row does not fit the columns {columns}")
-            yield reader.line_num, {key.strip().lower(): value.strip() for key, value in row.items()}
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise InputError(f'{path}:{number}: each line must be an object such as {{"file": "a.mp4", "label": "x"}}')
-        yield number, row
-
-
-def _manifest_row(row: Mapping[str, Any], where: str) -> Sample:
-    column = next((name for name in _FILE_COLUMNS if row.get(name)), None)
-    if column is None:
-        raise InputError(f"{where}: no file; the columns are file, label, split, start, end (found {', '.join(row)})")
-    file = str(row[column])
-    split = str(row.get("split") or "").lower()
-    if split and split not in _SPLITS:
-        raise InputError(f"{where}: split {split!r}: must be train, val or test")
-    start, end = (_seconds(row.get(name), f"{where}: {name}") for name in ("start", "end"))
-    if end is not None and end <= (start or 0.0):
-        raise InputError(f"{where}: end {end} s is not after start {start or 0.0} s")
-    label = row.get("label")
-    label = None if label is None or label == "" else str(label)
-    return Sample(file, label, _SPLITS.get(split), _source(file), start, end)
-
-
-def _seconds(value: Any, where: str) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{where} {value!r}: must be seconds") from None
-    if not 0 <= seconds < float("inf"):
-        raise InputError(f"{where} {value!r}: must be seconds, 0 or more")
-    return seconds

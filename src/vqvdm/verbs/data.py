@@ -13,7 +13,8 @@ from rich.table import Table
 
 from vqvdm.data.clips import ClipTiming, describe, stretch
 from vqvdm.data.index import Entry, build_index, cache_file
-from vqvdm.data.layouts import Listing, find_videos
+from vqvdm.data.layouts import find_videos
+from vqvdm.data.listing import Listing
 from vqvdm.decode import VideoInfo
 
 _SHOWN = 10  # absent files, classes without videos, ...: so many are named, the rest counted

@@ -17,7 +17,8 @@ import vqvdm
 from vqvdm.data import open_dataset
 from vqvdm.data.clips import ClipDataset, ClipTiming
 from vqvdm.data.index import build_index
-from vqvdm.data.layouts import Layout, Sample
+from vqvdm.data.layouts import Layout
+from vqvdm.data.listing import Sample
 from vqvdm.decode import VIDEO_SUFFIXES
 from vqvdm.errors import InputError
 from vqvdm.loading import load_tokenizer
