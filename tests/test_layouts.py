@@ -149,6 +149,15 @@ def test_sky_timelapse_nests_its_frame_folders(tmp_path):
         assert len(set(groups.values())) == 3
 
 
+@pytest.mark.parametrize(
+    "name", ["sky_train/id/id_{}/1.png", "data/sky_test/id{}/5/1.png", "id{0}/id{0}_1/id{0}_frames_00000009.jpg"]
+)
+def test_sky_timelapse_is_known_by_its_folders_or_its_images(tmp_path, name):
+    _touch(tmp_path, *(name.format(number) for number in range(4)))
+    listing = find_videos(tmp_path)
+    assert (listing.layout, listing.classes, len(listing.samples)) == ("frames", (), 4)
+
+
 def test_real_sky_timelapse(real_data):
     for path in ("sky-mini", "sky-mini/sky_timelapse"):
         listing = find_videos(real_data / path)
@@ -156,6 +165,7 @@ def test_real_sky_timelapse(real_data):
         folders = {split: {s.path for s in listing.of_split(split)} for split in ("train", "test")}
         assert all("sky_test/" in path for path in folders["test"])
         assert all("sky_train/" in path for path in folders["train"])
+    assert find_videos(real_data / "sky-mini/sky_timelapse/sky_test").layout == "frames"
 
 
 def test_flat_frame_folders_are_split_by_their_names(tmp_path):
@@ -190,11 +200,89 @@ def test_class_folders_below_split_folders(tmp_path, base):
     assert [len(listing.of_split(split)) for split in ("train", "test")] == [6, 1]
 
 
-def test_classes_of_frame_folders_when_asked(tmp_path):
+def test_classes_of_frame_folders(tmp_path):
     _touch(tmp_path, "run/clip1/1.png", "run/clip2/1.png", "jump/clip1/1.png")
-    assert find_videos(tmp_path).layout == "frames"
-    listing = find_videos(tmp_path, layout="folders")
-    assert _labels(listing) == {"jump/clip1": "jump", "run/clip1": "run", "run/clip2": "run"}
+    for layout in ("auto", "folders"):
+        listing = find_videos(tmp_path, layout=layout)
+        assert listing.layout == "folders"
+        assert _labels(listing) == {"jump/clip1": "jump", "run/clip1": "run", "run/clip2": "run"}
+    assert find_videos(tmp_path, layout="frames").classes == ()
+    _touch(tmp_path, "cover.jpg", "run/cover.jpg")  # above videos: no videos themselves
+    assert set(_labels(find_videos(tmp_path))) == {"jump/clip1", "run/clip1", "run/clip2"}
+    _touch(tmp_path, "sing/1.png")
+    with pytest.raises(InputError, match=r'1 folders of images directly and 3 in sub-folders; .*"folders".* "frames"'):
+        find_videos(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_class_of_files_beside_a_class_of_frame_folders(tmp_path, split):
+    _touch(tmp_path, f"{split}x/a.mp4", f"{split}x/b.mp4", f"{split}y/clip/1.png", f"{split}y/clip/2.png")
+    listing = find_videos(tmp_path)
+    assert (listing.layout, listing.classes, listing.notes) == ("folders", ("x", "y"), ())
+    assert _labels(listing) == {f"{split}x/a.mp4": "x", f"{split}x/b.mp4": "x", f"{split}y/clip": "y"}
+    _touch(tmp_path, f"{split}x/thumbs/1.jpg", "posters/1.jpg")
+    listing = find_videos(tmp_path)
+    assert set(_labels(listing)) == {f"{split}x/a.mp4", f"{split}x/b.mp4", f"{split}y/clip"}
+    assert listing.notes == (
+        "1 videos are left out, as they lie in no class (first: posters)",
+        f"1 folders of images are left out, as their class has video files (first: {split}x/thumbs)",
+    )
+
+
+def test_images_beside_videos_make_no_classes(tmp_path):
+    _touch(tmp_path, "v/x/1.mp4", "v/x/1.jpg", "v/y/2.mp4", "v/y/thumbs/2.jpg", "v/thumbs/1.jpg", "cover.jpg")
+    _touch(tmp_path, "thumbs/1.jpg")
+    assert _labels(find_videos(tmp_path)) == {"v/x/1.mp4": "x", "v/y/2.mp4": "y"}
+    _touch(tmp_path / "flat", "1.mp4", "2.mp4", "thumbs/1.jpg")
+    listing = find_videos(tmp_path / "flat")
+    assert (listing.layout, len(listing.samples)) == ("flat", 2)
+    assert "1 folders of images are left out" in listing.notes[0]
+
+
+def test_files_and_frame_folders_at_several_depths_need_a_choice(tmp_path):
+    _touch(tmp_path, "videos/x/1.mp4", "videos/y/1.mp4", "frames/x/1/1.png", "frames/y/1/1.png")
+    with pytest.raises(InputError, match=r'2 video files and 2 folders of images .*"folders".*"flat".*"frames"'):
+        find_videos(tmp_path)
+    listing = find_videos(tmp_path, layout="frames")
+    assert [sample.path for sample in listing.samples] == ["frames/x/1", "frames/y/1"]
+    assert listing.notes == ("2 video files are left out, as the layout is of images alone (first: videos/x/1.mp4)",)
+
+
+def test_classes_called_like_splits_are_classes(tmp_path):
+    _touch(tmp_path, "steam_train/a.mp4", "test/b.mp4", "car/c.mp4")
+    for layout in ("auto", "folders"):
+        listing = find_videos(tmp_path, layout=layout)
+        assert listing.classes == ("car", "steam_train", "test")
+        assert listing.notes[0].startswith("not taken as splits, though called so: steam_train, test (a split has only")
+        assert listing.split_source.startswith("no test split is named")
+    below = tmp_path / "below"
+    _touch(below, *(f"{part}/{name}/1.mp4" for part in ("train", "test") for name in ("steam_train", "test", "car")))
+    listing = find_videos(below)
+    assert (listing.classes, listing.notes) == (("car", "steam_train", "test"), ())
+    assert {sample.path.split("/")[0] for sample in listing.of_split("test")} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["bullet_train", "steam_train"], ("bullet_train", "steam_train")),
+        (["steam_train"], ("steam_train",)),  # nothing beside it says that it were a split
+        (["train", "car"], ("car", "train")),
+        (["crash-test", "test"], ("crash-test", "test")),
+        (["a_train/x", "a_train/y", "a_val/x"], ("x", "y")),
+        (["x/train", "x/test", "y/train"], ("x", "y")),
+        (["test/x", "test/y"], ("x", "y")),
+    ],
+)
+def test_what_is_a_split_folder(tmp_path, names, classes):
+    _touch(tmp_path, *(f"videos/{name}/1.mp4" for name in names))
+    assert find_videos(tmp_path / "videos", layout="folders").classes == classes
+
+
+def test_splits_beside_other_folders_need_a_choice(tmp_path):
+    _touch(tmp_path, "train/x/1.mp4", "test/x/1.mp4", "extra/x/1.mp4")
+    with pytest.raises(InputError, match="are test, train splits, or classes as extra beside them"):
+        find_videos(tmp_path)
 
 
 def test_flat_folder_and_one_single_sub_folder(tmp_path):

@@ -57,6 +57,15 @@ def test_every_bad_file_is_named_with_its_reason_and_ends_in_status_1(tmp_path, 
     assert re.search(r"Damaged, but usable: 1\n  cut\.avi: the header states 60 frames", out)
 
 
+def test_what_the_layout_leaves_out_is_said(tmp_path, numbered, capsys):
+    for name in ("run/a", "steam_train/b", "c"):
+        numbered.write(tmp_path / f"{name}.avi")
+    check(str(tmp_path), layout="folders")
+    out = capsys.readouterr().out
+    assert "Notes: 2\n  not taken as splits, though called so: steam_train" in out
+    assert "  1 videos are left out, as they lie in no class (first: c.avi)" in out
+
+
 def test_real_folders(real_data, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert check(str(real_data / "ucf101-mini")) == 0

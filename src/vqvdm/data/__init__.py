@@ -55,7 +55,8 @@ def open_dataset(
         training=split == "train" if training is None else training,
     )
     absent = (f"{len(listing.absent)} listed videos are absent",) if listing.absent else ()
-    dataset.notes = (f"{split}: {len(dataset)} videos; split: {listing.split_source}", *absent, *dataset.notes)
+    summary = f"{split}: {len(dataset)} videos; split: {listing.split_source}"
+    dataset.notes = (summary, *absent, *listing.notes, *dataset.notes)
     logger.info("%s: %s", data.path, dataset.notes[0])
     for note in dataset.notes[1:]:
         logger.warning("%s: %s", data.path, note)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -25,9 +25,10 @@ _LISTS_FOLDER = "ucftraintestlist"
 def find_videos(path: str | Path, layout: Layout = "auto", split: int = 1) -> Listing:
     """List the videos at `path`, a folder or a manifest file.
 
-    `layout` "auto" looks for, in this order: UCF-101's split lists, a manifest, videos in sub-folders (classes), videos
-    directly inside (flat), folders of frame images. `split` is UCF-101's list, 1 to 3; 0 takes every video for training
-    and for test. Raises InputError if nothing is there, or not in the layout asked.
+    `layout` "auto" looks for, in this order: UCF-101's split lists, a manifest, videos or frame folders in sub-folders
+    (classes), videos directly inside (flat), folders of frame images (also Sky Time-lapse's, however deep). `split` is
+    UCF-101's list, 1 to 3; 0 takes every video of the lists for training and for test. Raises InputError if nothing is
+    there, or not in the layout asked, or if names or depths can be read in two ways.
     """
     path = Path(path).expanduser()
     if layout not in get_args(Layout):
@@ -61,21 +62,47 @@ def _detect(path: Path) -> Layout:
         return "ucf101"
     if any((path / name).is_file() for name in MANIFEST_NAMES):
         return "manifest"
-    places = _below_common([_without_split(video)[1] for video in _walk_videos(path)])
-    if places:
-        direct = sum(len(place) == 1 for place in places)
-        if 0 < direct < len(places):
+    return _detect_by_place(path, _look(path))
+
+
+def _detect_by_place(path: Path, disk: _OnDisk) -> Layout:
+    """Class folders, flat, or frame folders, from how deep the videos lie."""
+    if not disk.files and not disk.images:
+        raise InputError(
+            f"{path}: no videos found ({', '.join(sorted(VIDEO_SUFFIXES))}, "
+            f"or folders of {', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
+    videos, _ = _placed(path, disk.files, disk.clips)
+    files = [video for video in videos if not video.frames]
+    of_files = {video.place[0] for video in files}
+    # Image folders count beside files where they are classes of their own, not thumbnails among a class's videos.
+    others = [v for v in videos if v.frames and len(v.place) > 1 and v.place[0] not in of_files]
+    direct = sum(len(video.place) == 1 for video in files or videos)
+    if files and others and not direct:
+        if any(len(video.place) > 2 for video in files + others):
             raise InputError(
-                f"{path}: holds {direct} videos directly and {len(places) - direct} in sub-folders; "
-                'choose layout "folders" (each sub-folder a class) or "flat" (no classes)'
+                f"{path}: holds {len(files)} video files and {len(others)} folders of images at several depths; choose "
+                'layout "folders" (each sub-folder a class), "flat" (the files alone) or "frames" (the images alone)'
             )
-        return "folders" if len({place[0] for place in places if len(place) > 1}) > 1 else "flat"
-    if any(_walk_frame_folders(path)):
+        return "folders"
+    found, unlabelled, what = (files, "flat", "videos") if files else (videos, "frames", "folders of images")
+    if unlabelled == "frames" and _is_sky(path, disk):
         return "frames"
-    raise InputError(
-        f"{path}: no videos found ({', '.join(sorted(VIDEO_SUFFIXES))}, "
-        f"or folders of {', '.join(sorted(IMAGE_SUFFIXES))})"
-    )
+    if 0 < direct < len(found):
+        raise InputError(
+            f"{path}: holds {direct} {what} directly and {len(found) - direct} in sub-folders; "
+            f'choose layout "folders" (each sub-folder a class) or "{unlabelled}" (no classes)'
+        )
+    return "folders" if len({video.place[0] for video in found if len(video.place) > 1}) > 1 else unlabelled
+
+
+def _is_sky(root: Path, disk: _OnDisk) -> bool:
+    """Sky Time-lapse nests its clips as class folders do: sky_train/<long video>/<clip>/<long video>_frames_<n>.jpg."""
+    for folder, image in disk.images.items():
+        parts = [root.resolve().name, *folder.split("/")]
+        if {"sky_train", "sky_test"} & set(parts) or re.match(re.escape(parts[-2]) + r"_frames_\d+\.", image):
+            return True
+    return False
 
 
 # -------------------------------------------------------------------------------------------------------------- walking
@@ -99,73 +126,176 @@ def _join(folder: str, name: str) -> str:
     return name if folder == "." else f"{folder}/{name}"
 
 
-def _walk_videos(root: Path) -> Iterator[str]:
-    for folder, _, files in _walk(root):
-        yield from (_join(folder, name) for name in files if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES)
+@dataclass(frozen=True)
+class _OnDisk:
+    """What lies below a folder; paths relative to it."""
+
+    files: tuple[str, ...]  # video files
+    images: Mapping[str, str]  # each folder that directly holds images, at any depth -> the first of them
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """The folders of images that are videos of their own; images beside or above videos are covers."""
+        above = {"."}
+        for path in (*self.files, *self.images):
+            parts = path.split("/")
+            above |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+        return tuple(folder for folder in self.images if folder not in above)
 
 
-def _walk_frame_folders(root: Path) -> Iterator[str]:
-    """A video is any folder that directly holds images, at any depth (data sets nest them differently)."""
-    for folder, _, files in _walk(root):
-        if any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
-            yield folder
+def _look(root: Path) -> _OnDisk:
+    files: list[str] = []
+    images: dict[str, str] = {}
+    for folder, _, names in _walk(root):
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in VIDEO_SUFFIXES:
+                files.append(_join(folder, name))
+            elif suffix in IMAGE_SUFFIXES:
+                images.setdefault(folder, name)
+    return _OnDisk(tuple(files), images)
 
 
-def _without_split(path: str) -> tuple[str | None, tuple[str, ...]]:
-    """(split, the other parts): "train/x", "sky_timelapse/sky_test/x", "a/val/x"; the first such folder counts."""
-    parts = path.split("/")
-    for place, part in enumerate(parts[:-1]):
-        word = re.split(r"[_\-]", part.lower())[-1]
-        if word in SPLITS:
-            return SPLITS[word], tuple(parts[:place] + parts[place + 1 :])
-    return None, tuple(parts)
+@dataclass(frozen=True)
+class _Video:
+    """Where a video lies."""
+
+    path: str
+    frames: bool  # a folder of images
+    split: str | None
+    parts: tuple[str, ...]  # of the path, without the split's folder
+    place: tuple[str, ...]  # the parts without leading folders that all videos share: (<class>, ..., <video>)
 
 
-def _below_common(places: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Without the leading folders that all share ("videos/"), down to <class>/<video>."""
-    while places and min(map(len, places)) > 2 and len({place[0] for place in places}) == 1:
-        places = [place[1:] for place in places]
-    return places
+def _placed(root: Path, files: Sequence[str], folders: Sequence[str]) -> tuple[list[_Video], tuple[str, ...]]:
+    """The video files and folders of images below `root`, files first, and notes on their folders' names."""
+    paths = [*files, *folders]
+    divided, notes = _divide(root, paths)
+    places = [parts for _, parts in divided]
+    # "videos/" around all of it is left out, down to <class>/<video>; image folders before that are in no class.
+    while paths and min(map(len, places[: len(files)] or places)) > 2 and len({p[0] for p in places if p[1:]}) == 1:
+        places = [place[1:] or place for place in places]
+    return [
+        _Video(path, number >= len(files), split, parts, place)
+        for number, (path, (split, parts), place) in enumerate(zip(paths, divided, places, strict=True))
+    ], notes
+
+
+_Divided = tuple[str | None, tuple[str, ...]]
+
+
+def _divide(root: Path, paths: Sequence[str]) -> tuple[list[_Divided], tuple[str, ...]]:
+    """(split, the other parts) of each path: "train/x", "sky/sky_test/x", "a/val/x"; the first split folder counts.
+
+    Also notes on folders that are called like a split and are none.
+    """
+    inside: dict[str, set[str]] = {}
+    for path in paths:
+        parts = path.split("/")
+        for depth, part in enumerate(parts[:-1]):
+            inside.setdefault("/".join(parts[:depth]), set()).add(part)
+    splits: dict[str, Mapping[str, str]] = {}
+    divided: list[_Divided] = []
+    others: dict[str, None] = {}
+    for path in paths:
+        parts = path.split("/")
+        split, rest = None, parts
+        for depth, part in enumerate(parts[:-1]):
+            folder = "/".join(parts[:depth])
+            if folder not in splits:
+                splits[folder] = _split_folders(root / folder, inside[folder])
+            if part in splits[folder]:
+                split, rest = splits[folder][part], parts[:depth] + parts[depth + 1 :]
+                break
+            if _split_word(part)[1]:
+                others["/".join(parts[: depth + 1])] = None
+        divided.append((split, tuple(rest)))
+    if not others:
+        return divided, ()
+    why = "a split has only other splits beside it, such as sky_train beside sky_test"
+    return divided, (f"not taken as splits, though called so: {_few(list(others))} ({why})",)
+
+
+def _split_folders(folder: Path, names: Iterable[str]) -> Mapping[str, str]:
+    """Name -> split, if the folders `names` in `folder` are its splits and not, say, classes: none is called otherwise.
+
+    They are called train, val or test, one or several of them, or several end so after the same beginning.
+    """
+    names = sorted(names)
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        beginning, split = _split_word(name)
+        if split:
+            found.setdefault(beginning, {})[name] = split
+    for beginning, splits in found.items():
+        several = len(set(splits.values())) > 1
+        if len(splits) == len(names) and (several or not beginning):
+            return splits
+        if several:
+            rest = [name for name in names if name not in splits]
+            raise InputError(
+                f"{folder}: are {_few(list(splits))} splits, or classes as {_few(rest)} beside them? "
+                "Move or rename one or the other, or list the videos in a manifest"
+            )
+    return {}
+
+
+def _split_word(name: str) -> tuple[tuple[str, ...], str | None]:
+    """("sky", "train") of "sky_train"; the second is None if no split ends the name."""
+    *beginning, word = re.split(r"[_\-]", name.lower())
+    return tuple(beginning), SPLITS.get(word)
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # -------------------------------------------------------------------------------------------------------------- layouts
 
 
 def _frames(root: Path) -> Listing:
-    samples = []
-    for folder in _walk_frame_folders(root):
-        split, parts = _without_split(folder)
-        # Sky Time-lapse: <long video>/<short video>/; parts of one long video share its group.
-        samples.append(Sample(folder, split=split, group="/".join(parts[:-1]) or parts[-1]))
-    if not samples:
+    disk = _look(root)
+    if not disk.images:
         raise InputError(f'{root}: layout "frames": no folder holds images ({", ".join(sorted(IMAGE_SUFFIXES))})')
+    videos, notes = _placed(root, (), tuple(disk.images))
+    # Sky Time-lapse: <long video>/<short video>/; parts of one long video share its group.
+    samples = [Sample(v.path, split=v.split, group="/".join(v.parts[:-1]) or v.parts[-1]) for v in videos]
     if len({sample.group for sample in samples}) == 1:  # one folder around all, not one long video
         samples = [replace(sample, group=sample.path) for sample in samples]
-    return Listing(root, "frames", tuple(samples), (), "folder names")
+    notes += _left_out("video files", disk.files, "the layout is of images alone")
+    return Listing(root, "frames", tuple(samples), (), "folder names", notes=notes)
 
 
 def _folders(root: Path) -> Listing:
-    paths = list(_walk_videos(root)) or [folder for folder in _walk_frame_folders(root) if folder != "."]
-    named = [(path, *_without_split(path)) for path in paths]
-    inside = [(path, split, parts) for path, split, parts in named if len(parts) > 1]  # others have no class
+    disk = _look(root)
+    videos, notes = _placed(root, disk.files, disk.clips)
+    inside = [video for video in videos if len(video.place) > 1]
     if not inside:
         raise InputError(f'{root}: layout "folders": no videos in sub-folders; expected <class>/<video>')
-    places = _below_common([parts for _, _, parts in inside])
+    of_files = {video.place[0] for video in inside if not video.frames}
+    thumbs = [video.path for video in inside if video.frames and video.place[0] in of_files]
+    notes += _left_out("videos", [video.path for video in videos if len(video.place) == 1], "they lie in no class")
+    notes += _left_out("folders of images", thumbs, "their class has video files")
     samples = [
-        Sample(path, place[0], split, source_of("/".join(parts)))
-        for (path, split, parts), place in zip(inside, places, strict=True)
+        Sample(video.path, video.place[0], video.split, source_of("/".join(video.parts)))
+        for video in inside
+        if not (video.frames and video.place[0] in of_files)
     ]
-    return Listing(root, "folders", tuple(samples), class_names(samples), "folder names")
+    return Listing(root, "folders", tuple(samples), class_names(samples), "folder names", notes=notes)
 
 
 def _flat(root: Path) -> Listing:
-    samples = []
-    for path in _walk_videos(root):
-        split, parts = _without_split(path)
-        samples.append(Sample(path, None, split, source_of("/".join(parts))))
-    if not samples:
+    disk = _look(root)
+    if not disk.files:
         raise InputError(f'{root}: layout "flat": no videos ({", ".join(sorted(VIDEO_SUFFIXES))})')
-    return Listing(root, "flat", tuple(samples), (), "folder names")
+    videos, notes = _placed(root, disk.files, ())
+    samples = [Sample(video.path, None, video.split, source_of("/".join(video.parts))) for video in videos]
+    notes += _left_out("folders of images", disk.clips, "the layout is of video files alone")
+    return Listing(root, "flat", tuple(samples), (), "folder names", notes=notes)
+
+
+def _left_out(what: str, paths: Sequence[str], why: str) -> tuple[str, ...]:
+    return (f"{len(paths)} {what} are left out, as {why} (first: {paths[0]})",) if paths else ()
 
 
 # -------------------------------------------------------------------------------------------------------------- UCF-101

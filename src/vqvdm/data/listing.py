@@ -37,6 +37,7 @@ class Listing:
     split_source: str  # where the splits come from, in words
     absent: tuple[str, ...] = ()  # named by lists or manifest, but not on disk
     unlisted: int = 0  # on disk, but in neither list of the split
+    notes: tuple[str, ...] = ()  # what was left out, or might have been meant otherwise
 
     def of_split(self, split: Literal["train", "test"]) -> tuple[Sample, ...]:
         return tuple(sample for sample in self.samples if sample.split in (None, split))

@@ -52,6 +52,7 @@ def check(
     console.print(_summary(listing, index, timing))
     if listing.classes:
         console.print(_classes(listing))
+    _print_list(console, "Notes", listing.notes)
     _print_list(console, "Listed, but absent", listing.absent)
     infos = [(path, entry.info) for path, entry in index.items() if entry.info is not None]
     _print_list(console, "Damaged, but usable", [f"{path}: {info.note}" for path, info in infos if info.note], None)
