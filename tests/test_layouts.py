@@ -328,6 +328,33 @@ def test_a_few_videos_still_leave_one_for_the_test(tmp_path):
     assert (len(listing.of_split("train")), len(listing.of_split("test"))) == (2, 1)
 
 
+def test_small_folders_keep_a_training_video_of_each_class(tmp_path):
+    _touch(tmp_path / "flat", "a30.mp4", "ok.avi")  # the hashes of both names lie in the lowest tenth
+    listing = find_videos(tmp_path / "flat")
+    assert (len(listing.of_split("train")), len(listing.of_split("test"))) == (1, 1)
+    for count in range(1, 12):
+        root = tmp_path / str(count)
+        _touch(root, *(f"{name}/{number}.mp4" for name in "abcdefgh" for number in range(count)))
+        listing = find_videos(root)
+        assert {sample.label for sample in listing.of_split("train")} == set("abcdefgh")
+        assert bool(listing.of_split("test")) == (count > 1)
+    _touch(tmp_path / "one", "only.mp4")
+    assert len(find_videos(tmp_path / "one").of_split("train")) == 1
+
+
+def test_new_files_move_no_old_ones_once_a_class_has_both_sides(tmp_path):
+    names = [f"{name}/{number}.mp4" for number in range(60) for name in "xy"]
+    _touch(tmp_path, *names[:40])
+    before = _split(find_videos(tmp_path))
+    sides = {(path[0], split) for path, split in before.items()}
+    assert sides == {(name, split) for name in "xy" for split in ("train", "test")}
+    for number in range(40, 120):
+        _touch(tmp_path, names[number])
+        after = _split(find_videos(tmp_path))
+        assert before.items() <= after.items()
+        before = after
+
+
 # ------------------------------------------------------------------------------------------------------------- manifest
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ def source_of(path: str) -> str:
 
 
 def hold_out(listing: Listing) -> Listing:
-    """Where no test split is named, hold out the groups whose hash falls in the lowest tenth (at least one)."""
+    """Where no test split is named, hold out some groups, by a hash of their names."""
     splits = {sample.split for sample in listing.samples}
     if "val" in splits and "test" not in splits:
         renamed = (replace(s, split="test" if s.split == "val" else s.split) for s in listing.samples)
@@ -62,11 +63,29 @@ def hold_out(listing: Listing) -> Listing:
         return listing
     if "test" in splits:
         return replace(listing, samples=tuple(replace(s, split=s.split or "train") for s in listing.samples))
-    ranks = {group: _rank(group) for group in {sample.group for sample in listing.samples}}
-    bound = max(TEST_SHARE, min(ranks.values()) + 1e-12) if len(ranks) > 1 else 0.0
-    samples = tuple(replace(s, split="test" if ranks[s.group] < bound else "train") for s in listing.samples)
+    held = _held_groups(listing.samples)
+    samples = tuple(replace(s, split="test" if s.group in held else "train") for s in listing.samples)
     source = f"no test split is named: {TEST_SHARE:.0%} of the sources held out, by a hash of the name"
     return replace(listing, samples=samples, split_source=source)
+
+
+def _held_groups(samples: Sequence[Sample]) -> set[str]:
+    """The groups whose hash falls in the lowest tenth, at least one; but each class keeps a group for training.
+
+    New files move old ones only where a class or all the data were so few that the tenth had none, or all, of them.
+    """
+    labels: dict[str, set[str | None]] = {}
+    for sample in samples:
+        labels.setdefault(sample.group, set()).add(sample.label)
+    left = Counter(label for group in labels.values() for label in group)  # groups of each class that train
+    held: set[str] = set()
+    for rank, group in sorted((_rank(group), group) for group in labels):
+        if held and rank >= TEST_SHARE:
+            break
+        if all(left[label] > 1 for label in labels[group]):
+            held.add(group)
+            left.subtract(labels[group])
+    return held
 
 
 def _rank(group: str) -> float:
