@@ -206,6 +206,22 @@ def test_manifest_stretches_bound_the_windows(tmp_path, numbered):
     assert numbered.read(to_video(_open(tmp_path / "m.csv", "test")[0]["clip"])) == [95, 96, 97, 98]
 
 
+def test_a_manifest_states_the_frame_rate_of_folders_and_overrides_that_of_files(tmp_path, numbered):
+    (tmp_path / "a").mkdir()
+    for number, image in enumerate(numbered.make(60, 64, 64)):
+        Image.fromarray(image).save(tmp_path / "a" / f"{number}.png")
+    numbered.write(tmp_path / "b.mp4", frames=90, codec="libx264", size=(64, 64))  # 25 fps, it says; sought
+    (tmp_path / "m.csv").write_text(
+        "file,split,start,end,fps\na,train,2,,10\na,train,,,\nb.mp4,train,,6,10\na,test,,,\n"
+    )
+    dataset = _open(tmp_path / "m.csv", fps=5, training=False)
+    items = [dataset[index] for index in range(3)]
+    shown = [np.array(numbered.read(to_video(item["clip"]))) for item in items]
+    assert [(numbers - numbers[0]).tolist() for numbers in shown] == [[0, 2, 4, 6], [0, 5, 10, 15], [0, 2, 4, 6]]
+    assert [numbers[0] for numbers in shown] == [20 + 16, 22, 26]  # the middle of frames 20..59, 0..59, 0..59
+    assert [float(item["fps"]) for item in items] == pytest.approx([5, 5, 5])
+
+
 # -------------------------------------------------------------------------------------------------------- what is wrong
 
 

@@ -395,7 +395,17 @@ def test_a_manifest_of_file_names_only(tmp_path):
     [
         ("m.csv", "file,label\na.mp4\n", r"m\.csv:2: the row does not fit the columns file, label"),
         ("m.csv", "file,label\na.mp4,x,y\n", r"m\.csv:2: the row does not fit"),
-        ("m.csv", "name,label\na.mp4,x\n", r"m\.csv:2: no file; the columns are file, label, .*found name, label"),
+        ("m.csv", "file,label\n,x\n", r"m\.csv:2: no file; the columns are file, label, .*found file, label"),
+        ("m.csv", "file,lable,spilt\na.mp4,x,test\n", r"m\.csv:1: unknown column 'lable'; did you mean 'label'\?"),
+        ("m.csv", "name,label\na.mp4,x\n", r"m\.csv:1: unknown column 'name'; did you mean 'file_name'\?"),
+        (
+            "m.csv",
+            "file,xyzzy\na.mp4,x\n",
+            r"unknown column 'xyzzy'; known here: file, .*label, split, start, end, fps",
+        ),
+        ("m.jsonl", '{"file": "a.mp4"}\n{"file": "a.mp4", "Spilt": "x"}\n', r"m\.jsonl:2: .*'spilt'; .*'split'\?"),
+        ("m.csv", "file,fps\na.mp4,0\n", r"m\.csv:2: fps 0: must be frames per second, above 0"),
+        ("m.csv", "file,fps\na.mp4,fast\n", r"m\.csv:2: fps 'fast': must be frames per second"),
         ("m.csv", "file,split\na.mp4,trian\n", r"m\.csv:2: split 'trian': must be train, val or test"),
         ("m.csv", "file,start,end\na.mp4,3,2\n", r"m\.csv:2: end 2\.0 s is not after start 3\.0 s"),
         ("m.csv", "file,start\na.mp4,soon\n", r"m\.csv:2: start 'soon': must be seconds"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -86,7 +86,8 @@ class _Source:
 
     path: str
     label: int
-    info: VideoInfo
+    info: VideoInfo  # as found in the file
+    timed: VideoInfo  # with the rate that a manifest states
     first: int
     last: int  # exclusive
     starts: int
@@ -136,14 +137,15 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             if entry.info is None:
                 bad.append(f"{sample.path}: {entry.error}")
                 continue
-            times = entry.info.frame_times()
+            timed = restated(entry.info, sample)
+            times = timed.frame_times()
             first, last = stretch(sample, times)
-            starts = self.timing.starts(times[first:last], entry.info.fps)
+            starts = self.timing.starts(times[first:last], timed.fps)
             if starts:
                 label = 0 if sample.label is None else numbers[sample.label]
-                sources.append(_Source(sample.path, label, entry.info, first, last, starts))
+                sources.append(_Source(sample.path, label, entry.info, timed, first, last, starts))
             else:
-                short.append((sample, entry.info, last - first))
+                short.append((sample, timed, last - first))
         wanted = describe(self.timing)
         if bad:
             self.notes += (f"{len(bad)} of {len(samples)} videos cannot be read (first: {bad[0]})",)
@@ -184,11 +186,10 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     def _cut(self, source: _Source, choose: Callable[[int], int]) -> dict[str, torch.Tensor]:
         """The clip of `source`; `choose(n)` says which of n windows, places or sides is taken."""
-        info = source.info
-        times = info.frame_times()[source.first : source.last]
-        numbers, fps = self.timing.pick(times, info.fps, choose(source.starts))
+        times = source.timed.frame_times()[source.first : source.last]
+        numbers, fps = self.timing.pick(times, source.timed.fps, choose(source.starts))
         wanted = [int(number) + source.first for number in numbers]
-        video = read_frames(self.root / source.path, wanted, info, short_side=self.size)  # (t, h, w, 3)
+        video = read_frames(self.root / source.path, wanted, source.info, short_side=self.size)  # (t, h, w, 3)
         pick = choose if self.crop == "random" else middle
         top, left = (pick(length - self.size + 1) for length in video.shape[1:3])
         video = video[:, top : top + self.size, left : left + self.size]
@@ -204,6 +205,11 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 def middle(count: int) -> int:
     """The middle one of `count` choices."""
     return (count - 1) // 2
+
+
+def restated(info: VideoInfo, sample: Sample) -> VideoInfo:
+    """`info` with evenly spaced frames at the rate that the sample states, if it states one."""
+    return info if sample.fps is None else replace(info, fps=sample.fps, times=None)
 
 
 def stretch(sample: Sample, times: NDArray[np.float64]) -> tuple[int, int]:

@@ -25,6 +25,7 @@ class Sample:
     group: str = ""  # videos of one group (one source) are never divided between splits
     start: float | None = None  # seconds; only a manifest sets them
     end: float | None = None
+    fps: float | None = None  # the true frame rate, where the file does not say it, or says it wrong
 
 
 @dataclass(frozen=True)

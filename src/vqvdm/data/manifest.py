@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vqvdm.data.listing import SPLITS, Listing, Sample, class_names, source_of
 from vqvdm.errors import InputError
+from vqvdm.structure import check_known
 
 MANIFEST_NAMES = ("manifest.csv", "manifest.jsonl", "metadata.csv", "metadata.jsonl")
 
 _FILE_COLUMNS = ("file", "file_name", "path", "video")
+_COLUMNS = (*_FILE_COLUMNS, "label", "split", "start", "end", "fps")
 
 
 def list_manifest(path: Path) -> Listing:
-    """CSV with a header line, or JSON lines: file, and if wanted label, split, start and end (seconds)."""
+    """CSV with a header line, or JSON lines: file, and if wanted label, split, start and end (seconds), fps."""
     if path.is_dir():
         names = [name for name in MANIFEST_NAMES if (path / name).is_file()]
         if not names:
@@ -46,11 +48,12 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     text = read_text(path)
     if path.suffix.lower() == ".csv":
         reader = csv.DictReader(text.splitlines())
+        _check_columns(map(_column, reader.fieldnames or ()), f"{path}:1")
         for row in reader:
             if None in row or None in row.values():
                 columns = ", ".join(reader.fieldnames or ())
                 raise InputError(f"{path}:{reader.line_num}: the row does not fit the columns {columns}")
-            yield reader.line_num, {key.strip().lower(): value.strip() for key, value in row.items()}
+            yield reader.line_num, {_column(key): value.strip() for key, value in row.items()}
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -61,35 +64,53 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise InputError(f"{path}:{number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise InputError(f'{path}:{number}: each line must be an object such as {{"file": "a.mp4", "label": "x"}}')
+        row = {_column(key): value for key, value in row.items()}
+        _check_columns(row, f"{path}:{number}")
         yield number, row
+
+
+def _column(name: str) -> str:
+    return name.strip().lower()
+
+
+def _check_columns(names: Iterable[str], where: str) -> None:
+    for name in names:
+        check_known(name, _COLUMNS, {"": where}, what="column")
+
+
+_NUMBERS = {"start": "seconds", "end": "seconds", "fps": "frames per second"}
 
 
 def _manifest_row(row: Mapping[str, Any], where: str) -> Sample:
     column = next((name for name in _FILE_COLUMNS if row.get(name)), None)
     if column is None:
-        raise InputError(f"{where}: no file; the columns are file, label, split, start, end (found {', '.join(row)})")
+        raise InputError(
+            f"{where}: no file; the columns are file, label, split, start, end, fps (found {', '.join(row)})"
+        )
     file = str(row[column])
     split = str(row.get("split") or "").lower()
     if split and split not in SPLITS:
         raise InputError(f"{where}: split {split!r}: must be train, val or test")
-    start, end = (_seconds(row.get(name), f"{where}: {name}") for name in ("start", "end"))
+    start, end, fps = (_number(row.get(name), f"{where}: {name}", what) for name, what in _NUMBERS.items())
+    if fps == 0:
+        raise InputError(f"{where}: fps 0: must be frames per second, above 0")
     if end is not None and end <= (start or 0.0):
         raise InputError(f"{where}: end {end} s is not after start {start or 0.0} s")
     label = row.get("label")
     label = None if label is None or label == "" else str(label)
-    return Sample(file, label, SPLITS.get(split), source_of(file), start, end)
+    return Sample(file, label, SPLITS.get(split), source_of(file), start, end, fps)
 
 
-def _seconds(value: Any, where: str) -> float | None:
+def _number(value: Any, where: str, what: str) -> float | None:
     if value is None or value == "":
         return None
     try:
-        seconds = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{where} {value!r}: must be seconds") from None
-    if not 0 <= seconds < float("inf"):
-        raise InputError(f"{where} {value!r}: must be seconds, 0 or more")
-    return seconds
+        raise InputError(f"{where} {value!r}: must be {what}") from None
+    if not 0 <= number < float("inf"):
+        raise InputError(f"{where} {value!r}: must be {what}, 0 or more")
+    return number
 
 
 def read_text(file: Path) -> str:
