@@ -22,7 +22,7 @@ from vqvdm.video import to_clip
 logger = logging.getLogger(__name__)
 
 _SUBSTITUTES = 20  # videos tried in the place of one that does not decode
-_HALF = 0.5 + 1e-3  # a target time up to half a frame past the last frame is still served by it
+_HALF = 0.5 + 1e-3  # a time up to half a frame past the last frame is still served by it
 
 
 @dataclass(frozen=True)
@@ -54,30 +54,49 @@ class ClipTiming:
         """
         if self.fps is None:
             return max(0, len(times) - (self.frames - 1) * self.stride)
-        if not len(times):
-            return 0
-        span = (self.frames - 1) / min(self.fps, rate)
-        return int(np.count_nonzero(times + span <= times[-1] + _HALF / rate))
+        clocks, ends = times, _ends(times, rate)
+        for _ in range(self.frames - 1):
+            if not len(clocks):
+                return 0
+            clocks = _tick(clocks, 1 / self.fps, ends)
+            # A later start never ends earlier, so those that run out of frames are the last ones.
+            clocks = clocks[: np.searchsorted(clocks, ends[-1])]
+        return len(clocks)
 
     def pick(self, times: NDArray[np.float64], rate: float, start: int) -> tuple[NDArray[np.int64], float]:
         """(frame numbers (frames,), the rate in frames per second that they really have) of the clip from `start`.
 
-        At a wanted rate each frame is the one nearest in time to start + k / fps. A video slower than that gives its
-        consecutive frames at its own rate: no frame is shown twice to feign a higher one.
+        At a wanted rate each frame is the one nearest in time to start + k / fps. Where the video is slower than that,
+        the clock waits for its next frame: none is shown twice to feign a higher rate.
         """
         if self.fps is None:
             numbers = start + self.stride * np.arange(self.frames)
         else:
-            targets = times[start] + np.arange(self.frames) / min(self.fps, rate)
-            after = np.searchsorted(times, targets).clip(1, len(times) - 1) if len(times) > 1 else np.zeros(1, int)
-            before = np.maximum(after - 1, 0)
-            # Halfway the later one is taken; rounding errors (1e-9 s) must not decide.
-            numbers = np.where(targets - times[before] < times[after] - targets - 1e-9, before, after)
-            numbers[0] = start
+            ends = _ends(times, rate)
+            clocks = [times[start : start + 1]]
+            for _ in range(self.frames - 1):
+                clocks.append(_tick(clocks[-1], 1 / self.fps, ends))
+            numbers = _shown(np.concatenate(clocks), ends)
         seconds = times[numbers[-1]] - times[numbers[0]]
         if self.frames == 1 or seconds <= 0:
             return numbers, min(self.fps, rate) if self.fps else rate / self.stride
         return numbers, float((self.frames - 1) / seconds)
+
+
+def _ends(times: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+    """When each frame ceases to be the nearest in time, in seconds: (n,). Halfway the later one is the nearest."""
+    last = times[-1:] + _HALF * (times[-1:] - times[-2:-1] if len(times) > 1 else 1 / rate)
+    return np.concatenate([(times[:-1] + times[1:]) / 2 - 1e-9, last])  # rounding errors must not decide
+
+
+def _shown(clocks: NDArray[np.float64], ends: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The number of the frame that is nearest at each time; n after the last one."""
+    return np.searchsorted(ends, clocks, side="right")
+
+
+def _tick(clocks: NDArray[np.float64], step: float, ends: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each clock `step` seconds on, or more where the frame shown lasts longer; any past the last one's end is out."""
+    return np.maximum(clocks + step, ends[_shown(clocks, ends)])
 
 
 @dataclass(frozen=True)
