@@ -11,6 +11,7 @@ from PIL import Image
 from vqvdm.data.layouts import find_videos
 from vqvdm.data.listing import TEST_SHARE
 from vqvdm.errors import InputError
+from vqvdm.recipe import Recipe
 
 
 def _touch(root: Path, *names: str) -> None:
@@ -92,6 +93,7 @@ def test_ucf101_other_lists_other_suffixes_and_frame_dumps(tmp_path):
     assert listing.unlisted == 1
     everything = find_videos(tmp_path, split=0)
     assert len(everything.of_split("train")) == len(everything.of_split("test")) == 4
+    assert Recipe.load("paper-ucf101", ["data.split=0"]).data.split == 0  # and so can be trained
     with pytest.raises(InputError, match=r"split 3: .*trainlist03\.txt is absent \(there are testlist01\.txt, "):
         find_videos(tmp_path, split=3)
     with pytest.raises(InputError, match="split 4: UCF-101 has the lists 1, 2 and 3"):

@@ -192,7 +192,7 @@ MISTAKES = [
     ("data: {fps: .inf}", ["data.fps is inf", "a number or null"]),
     ("data: {fps: 0}", ["data.fps is 0", "above 0"]),
     ("data: {layout: ucf}", ["data.layout is 'ucf'", "'ucf101'", "did you mean 'ucf101'"]),
-    ("data: {split: 4}", ["data.split is 4", "between 1 and 3"]),
+    ("data: {split: 4}", ["data.split is 4", "between 0 and 3"]),
     ("data: [1]", ["data is [1]", "a table of path, layout"]),
     ("data: null", ["data is null", "a table of"]),
     ("tokenizer: {training: {batch: 0}}", ["tokenizer.training.batch is 0", "at least 1"]),

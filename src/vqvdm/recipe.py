@@ -31,7 +31,7 @@ class DataRecipe:
 
     path: str = "toy"  # "toy", "toy-clouds", a folder in any known layout, or a manifest
     layout: Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"] = "auto"
-    split: int = 1  # UCF-101's split list, 1 to 3
+    split: int = 1  # UCF-101's split list, 1 to 3; 0: every video, for training and for test
     frames: int = 16  # frames of a clip
     size: int = 64  # height and width in pixels
     fps: float | None = None  # frame rate asked for; None takes every `stride`-th frame
@@ -260,7 +260,7 @@ _DECAY = _Range(0, 1, open_end=True)
 
 # Allowed numbers by dotted key or, where it means the same everywhere, by the last name alone.
 _RANGES: Mapping[str, _Range] = {
-    "data.split": _Range(1, 3),
+    "data.split": _Range(0, 3),
     "frames": _COUNT,
     "size": _COUNT,
     "fps": _Range(0, positive=True),
