@@ -210,6 +210,7 @@ MISTAKES = [
     ("tokenizer: {loss: {adversarial: {weight: 1, image: false, video: false}}}", ["adversarial.weight", "are off"]),
     ("tokenizer: {model: {in_channels: 1}}", ["tokenizer.model.in_channels is 1", "clips have 3 colours"]),
     ("tokenizer: {loss: {l1: 0, l2: 0}}", ["tokenizer.loss.l1 is 0", "l2 and perceptual", "nothing would teach"]),
+    ("latents: {flips: true}", ["latents.flips is true", "left and right are classes"]),
     ("- 1", ["mine.yaml", "table of `key: value`"]),
     ("data: {frames: 1", ["mine.yaml line", "not valid YAML"]),
     ("data: {frames: 1, frames: 2}", ["mine.yaml line 1", "'frames' twice"]),

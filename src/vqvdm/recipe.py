@@ -363,6 +363,12 @@ def _colours(recipe: Recipe) -> str | None:
     return None if channels == 3 else f"is {channels!r}, but clips have 3 colours; leave it out"
 
 
+def _flips(recipe: Recipe) -> str | None:
+    if recipe.latents.flips and recipe.data.path == "toy":
+        return "is true, but left and right are classes of data.path=toy, which a mirror exchanges; set it to false"
+    return None
+
+
 def _reconstruction(recipe: Recipe) -> str | None:
     if recipe.tokenizer is None:
         return None
@@ -381,6 +387,7 @@ _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.diffusion.min_snr_gamma": _min_snr,
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
+    "latents.flips": _flips,
     "tokenizer.model.in_channels": _colours,
     "tokenizer.loss.l1": _reconstruction,
     "tokenizer.loss.adversarial.weight": _discriminators,

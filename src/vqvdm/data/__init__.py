@@ -28,9 +28,9 @@ def open_dataset(
     """
     # Imported here, since listing and indexing (`vqvdm.data.layouts`, `.index`) need no torch.
     if data.path in ("toy", "toy-clouds"):
-        from vqvdm.data.worlds import ToyDataset
+        from vqvdm.data.worlds import open_world
 
-        return ToyDataset(world=data.path, size=data.size, frames=data.frames, clips=data.toy_clips, split=split)
+        return open_world(data, split, training)
 
     from vqvdm.data.clips import ClipDataset, ClipTiming
     from vqvdm.data.index import build_index
