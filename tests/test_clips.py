@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 
@@ -252,6 +253,23 @@ def test_a_manifest_states_the_frame_rate_of_folders_and_overrides_that_of_files
     assert [(numbers - numbers[0]).tolist() for numbers in shown] == [[0, 2, 4, 6], [0, 5, 10, 15], [0, 2, 4, 6]]
     assert [numbers[0] for numbers in shown] == [20 + 16, 22, 26]  # the middle of frames 20..59, 0..59, 0..59
     assert [float(item["fps"]) for item in items] == pytest.approx([5, 5, 5])
+
+
+def test_the_digest_tells_of_changed_files_and_not_of_where_they_lie(tmp_path, numbered):
+    for name in ("train/x/a.avi", "train/y/b.avi", "test/x/c.avi"):
+        numbered.write(tmp_path / "here" / name, frames=12)
+    first = _open(tmp_path / "here").digest()
+    assert _open(tmp_path / "here").digest() == first
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert _open(tmp_path / "there").digest() == first
+    seen = {first}
+    os.utime(tmp_path / "there/train/x/a.avi", (1, 1))
+    seen.add(_open(tmp_path / "there").digest())
+    (tmp_path / "there/train/x/a.avi").rename(tmp_path / "there/train/y/a.avi")
+    seen.add(_open(tmp_path / "there").digest())
+    (tmp_path / "there/train/y/b.avi").unlink()
+    seen.add(_open(tmp_path / "there").digest())
+    assert len(seen) == 4
 
 
 # -------------------------------------------------------------------------------------------------------- what is wrong

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -105,6 +107,7 @@ class _Source:
 
     path: str
     label: int
+    stamp: tuple[int, int]  # the file's size and time
     info: VideoInfo  # as found in the file
     timed: VideoInfo  # with the rate that a manifest states
     first: int
@@ -162,7 +165,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             starts = self.timing.starts(times[first:last], timed.fps)
             if starts:
                 label = 0 if sample.label is None else numbers[sample.label]
-                sources.append(_Source(sample.path, label, entry.info, timed, first, last, starts))
+                sources.append(_Source(sample.path, label, entry.stamp, entry.info, timed, first, last, starts))
             else:
                 short.append((sample, timed, last - first))
         wanted = describe(self.timing)
@@ -185,6 +188,14 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    def digest(self) -> str:
+        """Changes with the videos: which they are, in what order, their labels and rates, their files' sizes and times.
+
+        The folder around them does not count. A folder of frames counts as changed when a frame comes or goes.
+        """
+        facts = [(s.path, s.stamp, s.label, s.timed.fps, s.first, s.last) for s in self._sources]
+        return hashlib.sha256(json.dumps([self.classes, facts]).encode()).hexdigest()[:16]
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         index, draw = index if isinstance(index, tuple) else (index, 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from vqvdm.recipe import DataRecipe
 
 WORLDS = {"toy": ToyMotions, "toy-clouds": ToyClouds}
+
+_DIGEST_CLIPS = 8
 
 # Settings of DataRecipe that mean nothing where clips are rendered: the value they must have, and why.
 _MEANINGLESS = {
@@ -87,6 +91,16 @@ class ToyDataset(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return self._clips
+
+    def digest(self) -> str:
+        """Changes with the world: its settings, and what its first clips look like."""
+        world = self._world
+        settings = [type(world).__name__, world.size, world.frames, world.seed, world.frame_rates, self.classes]
+        digest = hashlib.sha256(json.dumps([*settings, self._clips, self._fps, self._flip, self._training]).encode())
+        for number in range(_DIGEST_CLIPS):
+            rendered = world.render(number, fps=self._fps)
+            digest.update(rendered.video.tobytes())
+        return digest.hexdigest()[:16]
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
         """Item `index` or `(index, draw)`: another `draw` is another clip in training and the same one otherwise.
