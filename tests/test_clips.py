@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 
@@ -45,22 +46,54 @@ def test_frames_are_the_nearest_in_time_by_brute_force(seed, length, frames, fps
     rate = (length - 1) / times[-1] if length > 1 else 25.0
     timing = ClipTiming(frames, fps=fps)
     starts = timing.starts(times, rate)
-    step = 1 / min(fps, rate)
+    last_gap = times[-1] - times[-2] if length > 1 else 1 / rate
     for start in range(length):
-        targets = times[start] + step * np.arange(frames)
-        fits = targets[-1] <= times[-1] + 0.501 / rate
+        expected, clock = [start], times[start]
+        while len(expected) < frames and expected[-1] + 1 < length:
+            clock += 1 / fps
+            nearest = int(np.flatnonzero(np.abs(times - clock) <= np.abs(times - clock).min() + 1e-9)[-1])
+            if nearest <= expected[-1]:  # the video is slower: its next frame, and the clock waits for it
+                nearest = expected[-1] + 1
+                clock = (times[nearest - 1] + times[nearest]) / 2
+            expected.append(nearest)
+        fits = len(expected) == frames and clock <= times[-1] + 0.501 * last_gap
         assert (start < starts) == fits
         if not fits:
             continue
         numbers, obtained = timing.pick(times, rate, start)
-        assert numbers[0] == start
-        assert (np.diff(numbers) >= 0).all()
-        for number, target in zip(numbers, targets, strict=True):
-            assert abs(times[number] - target) <= np.abs(times - target).min() + 1e-9
-        if numbers[-1] > start:
+        assert numbers.tolist() == expected
+        assert (np.diff(numbers) >= 1).all()
+        if frames > 1:
             assert obtained == pytest.approx((frames - 1) / (times[numbers[-1]] - times[start]))
+        if np.diff(times).max(initial=0) < 1 / fps:  # fast enough all along: nothing but the nearest to start + k / fps
+            for number, target in zip(numbers, times[start] + np.arange(frames) / fps, strict=True):
+                assert abs(times[number] - target) <= np.abs(times - target).min() + 1e-9
     if even:  # the number of frames that the messages name is the exact bound
         assert (starts > 0) == (length >= timing.needed(25.0))
+
+
+@pytest.mark.parametrize(("asked", "fast", "step"), [(60, 30, 1), (20, 20, 1.5), (15, 15, 2), (7.5, 7.5, 4)])
+def test_a_video_of_two_rates_shows_each_frame_once_at_the_rate_it_has(tmp_path, numbered, asked, fast, step):
+    """30 frames per second for one second, then 15 for two."""
+    stamps = [*range(30), *range(30, 90, 2)]
+    numbered.write(tmp_path / "train/a.mp4", frames=60, fps=30, codec="libx264", size=(64, 64), stamps=stamps)
+    dataset = _open(tmp_path, fps=asked, frames=6)
+    seconds = np.array(stamps) / 30
+    seen = set()
+    for draw in range(60):
+        item = dataset[0, draw]
+        numbers = np.array(numbered.read(to_video(item["clip"])))
+        assert (np.diff(numbers) >= 1).all()
+        assert float(item["fps"]) == pytest.approx(5 / (seconds[numbers[-1]] - seconds[numbers[0]]), rel=1e-4)
+        if numbers[-1] < 30:
+            seen.add("fast")
+            assert float(item["fps"]) == pytest.approx(fast, rel=0.1 if step % 1 else 1e-4)
+            assert set(np.diff(numbers)) <= {np.floor(step), np.ceil(step)}
+        if numbers[0] >= 30:
+            seen.add("slow")
+            assert float(item["fps"]) == pytest.approx(min(asked, 15), rel=1e-4)
+            assert set(np.diff(numbers)) == {max(1, step / 2)}
+    assert seen == {"fast", "slow"}
 
 
 def test_rate_stride_and_slow_sources():
@@ -204,6 +237,39 @@ def test_manifest_stretches_bound_the_windows(tmp_path, numbered):
         assert max(map(max, shown)) == high - 1
         assert dataset[index]["class_label"] == index
     assert numbered.read(to_video(_open(tmp_path / "m.csv", "test")[0]["clip"])) == [95, 96, 97, 98]
+
+
+def test_a_manifest_states_the_frame_rate_of_folders_and_overrides_that_of_files(tmp_path, numbered):
+    (tmp_path / "a").mkdir()
+    for number, image in enumerate(numbered.make(60, 64, 64)):
+        Image.fromarray(image).save(tmp_path / "a" / f"{number}.png")
+    numbered.write(tmp_path / "b.mp4", frames=90, codec="libx264", size=(64, 64))  # 25 fps, it says; sought
+    (tmp_path / "m.csv").write_text(
+        "file,split,start,end,fps\na,train,2,,10\na,train,,,\nb.mp4,train,,6,10\na,test,,,\n"
+    )
+    dataset = _open(tmp_path / "m.csv", fps=5, training=False)
+    items = [dataset[index] for index in range(3)]
+    shown = [np.array(numbered.read(to_video(item["clip"]))) for item in items]
+    assert [(numbers - numbers[0]).tolist() for numbers in shown] == [[0, 2, 4, 6], [0, 5, 10, 15], [0, 2, 4, 6]]
+    assert [numbers[0] for numbers in shown] == [20 + 16, 22, 26]  # the middle of frames 20..59, 0..59, 0..59
+    assert [float(item["fps"]) for item in items] == pytest.approx([5, 5, 5])
+
+
+def test_the_digest_tells_of_changed_files_and_not_of_where_they_lie(tmp_path, numbered):
+    for name in ("train/x/a.avi", "train/y/b.avi", "test/x/c.avi"):
+        numbered.write(tmp_path / "here" / name, frames=12)
+    first = _open(tmp_path / "here").digest()
+    assert _open(tmp_path / "here").digest() == first
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert _open(tmp_path / "there").digest() == first
+    seen = {first}
+    os.utime(tmp_path / "there/train/x/a.avi", (1, 1))
+    seen.add(_open(tmp_path / "there").digest())
+    (tmp_path / "there/train/x/a.avi").rename(tmp_path / "there/train/y/a.avi")
+    seen.add(_open(tmp_path / "there").digest())
+    (tmp_path / "there/train/y/b.avi").unlink()
+    seen.add(_open(tmp_path / "there").digest())
+    assert len(seen) == 4
 
 
 # -------------------------------------------------------------------------------------------------------- what is wrong

@@ -178,14 +178,14 @@ def test_manifest_examples_are_read(language: str, tmp_path: Path) -> None:
     manifest = tmp_path / {"csv": "manifest.csv", "json": "manifest.jsonl"}[language]
     manifest.write_text(block.text, encoding="utf-8")
     (tmp_path / "videos").mkdir()
-    for name in ("beach.mp4", "road.mp4"):
+    for name in ("beach.mp4", "road"):
         (tmp_path / "videos" / name).touch()
     listing = find_videos(tmp_path)
     assert (listing.layout, listing.classes, listing.absent) == ("manifest", ("traffic", "waves"), ())
-    assert [(s.split, s.start, s.end) for s in listing.samples] == [
-        ("train", 0, 2.5),
-        ("test", 2.5, 5),
-        ("train", None, None),
+    assert [(s.split, s.start, s.end, s.fps) for s in listing.samples] == [
+        ("train", 0, 2.5, None),
+        ("test", 2.5, 5, None),
+        ("train", None, None, 10),
     ]
 
 

@@ -164,6 +164,23 @@ def test_another_data_recipe_replaces(tmp_path):
     assert json.loads((tmp_path / "index.json").read_text())["data"] == {"path": "b"}
 
 
+def test_another_digest_replaces_and_an_old_cache_without_one_is_kept(tmp_path, caplog):
+    write(tmp_path, digest="one")
+    dataset = Noise()
+    write(tmp_path, dataset, digest="one")
+    assert dataset.read == 1 and not caplog.text
+    write(tmp_path, dataset, digest="two")
+    assert dataset.read == 1 + 15
+    assert "encoded again, as this has changed since: content of the data" in caplog.text
+    index = json.loads((tmp_path / "index.json").read_text())
+    del index["digest"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    assert len(LatentCache(tmp_path)) == 7
+    write(tmp_path, dataset, digest="three")
+    assert dataset.read == 1 + 15 + 1
+    assert json.loads((tmp_path / "index.json").read_text())["digest"] == "three"  # noticed from now on
+
+
 def test_full_disk_while_writing(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vqvdm.data.layouts import TEST_SHARE, find_videos
+from vqvdm.data.layouts import find_videos
+from vqvdm.data.listing import TEST_SHARE
 from vqvdm.errors import InputError
+from vqvdm.recipe import Recipe
 
 
 def _touch(root: Path, *names: str) -> None:
@@ -91,6 +93,7 @@ def test_ucf101_other_lists_other_suffixes_and_frame_dumps(tmp_path):
     assert listing.unlisted == 1
     everything = find_videos(tmp_path, split=0)
     assert len(everything.of_split("train")) == len(everything.of_split("test")) == 4
+    assert Recipe.load("paper-ucf101", ["data.split=0"]).data.split == 0  # and so can be trained
     with pytest.raises(InputError, match=r"split 3: .*trainlist03\.txt is absent \(there are testlist01\.txt, "):
         find_videos(tmp_path, split=3)
     with pytest.raises(InputError, match="split 4: UCF-101 has the lists 1, 2 and 3"):
@@ -148,6 +151,15 @@ def test_sky_timelapse_nests_its_frame_folders(tmp_path):
         assert len(set(groups.values())) == 3
 
 
+@pytest.mark.parametrize(
+    "name", ["sky_train/id/id_{}/1.png", "data/sky_test/id{}/5/1.png", "id{0}/id{0}_1/id{0}_frames_00000009.jpg"]
+)
+def test_sky_timelapse_is_known_by_its_folders_or_its_images(tmp_path, name):
+    _touch(tmp_path, *(name.format(number) for number in range(4)))
+    listing = find_videos(tmp_path)
+    assert (listing.layout, listing.classes, len(listing.samples)) == ("frames", (), 4)
+
+
 def test_real_sky_timelapse(real_data):
     for path in ("sky-mini", "sky-mini/sky_timelapse"):
         listing = find_videos(real_data / path)
@@ -155,6 +167,7 @@ def test_real_sky_timelapse(real_data):
         folders = {split: {s.path for s in listing.of_split(split)} for split in ("train", "test")}
         assert all("sky_test/" in path for path in folders["test"])
         assert all("sky_train/" in path for path in folders["train"])
+    assert find_videos(real_data / "sky-mini/sky_timelapse/sky_test").layout == "frames"
 
 
 def test_flat_frame_folders_are_split_by_their_names(tmp_path):
@@ -189,11 +202,89 @@ def test_class_folders_below_split_folders(tmp_path, base):
     assert [len(listing.of_split(split)) for split in ("train", "test")] == [6, 1]
 
 
-def test_classes_of_frame_folders_when_asked(tmp_path):
+def test_classes_of_frame_folders(tmp_path):
     _touch(tmp_path, "run/clip1/1.png", "run/clip2/1.png", "jump/clip1/1.png")
-    assert find_videos(tmp_path).layout == "frames"
-    listing = find_videos(tmp_path, layout="folders")
-    assert _labels(listing) == {"jump/clip1": "jump", "run/clip1": "run", "run/clip2": "run"}
+    for layout in ("auto", "folders"):
+        listing = find_videos(tmp_path, layout=layout)
+        assert listing.layout == "folders"
+        assert _labels(listing) == {"jump/clip1": "jump", "run/clip1": "run", "run/clip2": "run"}
+    assert find_videos(tmp_path, layout="frames").classes == ()
+    _touch(tmp_path, "cover.jpg", "run/cover.jpg")  # above videos: no videos themselves
+    assert set(_labels(find_videos(tmp_path))) == {"jump/clip1", "run/clip1", "run/clip2"}
+    _touch(tmp_path, "sing/1.png")
+    with pytest.raises(InputError, match=r'1 folders of images directly and 3 in sub-folders; .*"folders".* "frames"'):
+        find_videos(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_class_of_files_beside_a_class_of_frame_folders(tmp_path, split):
+    _touch(tmp_path, f"{split}x/a.mp4", f"{split}x/b.mp4", f"{split}y/clip/1.png", f"{split}y/clip/2.png")
+    listing = find_videos(tmp_path)
+    assert (listing.layout, listing.classes, listing.notes) == ("folders", ("x", "y"), ())
+    assert _labels(listing) == {f"{split}x/a.mp4": "x", f"{split}x/b.mp4": "x", f"{split}y/clip": "y"}
+    _touch(tmp_path, f"{split}x/thumbs/1.jpg", "posters/1.jpg")
+    listing = find_videos(tmp_path)
+    assert set(_labels(listing)) == {f"{split}x/a.mp4", f"{split}x/b.mp4", f"{split}y/clip"}
+    assert listing.notes == (
+        "1 videos are left out, as they lie in no class (first: posters)",
+        f"1 folders of images are left out, as their class has video files (first: {split}x/thumbs)",
+    )
+
+
+def test_images_beside_videos_make_no_classes(tmp_path):
+    _touch(tmp_path, "v/x/1.mp4", "v/x/1.jpg", "v/y/2.mp4", "v/y/thumbs/2.jpg", "v/thumbs/1.jpg", "cover.jpg")
+    _touch(tmp_path, "thumbs/1.jpg")
+    assert _labels(find_videos(tmp_path)) == {"v/x/1.mp4": "x", "v/y/2.mp4": "y"}
+    _touch(tmp_path / "flat", "1.mp4", "2.mp4", "thumbs/1.jpg")
+    listing = find_videos(tmp_path / "flat")
+    assert (listing.layout, len(listing.samples)) == ("flat", 2)
+    assert "1 folders of images are left out" in listing.notes[0]
+
+
+def test_files_and_frame_folders_at_several_depths_need_a_choice(tmp_path):
+    _touch(tmp_path, "videos/x/1.mp4", "videos/y/1.mp4", "frames/x/1/1.png", "frames/y/1/1.png")
+    with pytest.raises(InputError, match=r'2 video files and 2 folders of images .*"folders".*"flat".*"frames"'):
+        find_videos(tmp_path)
+    listing = find_videos(tmp_path, layout="frames")
+    assert [sample.path for sample in listing.samples] == ["frames/x/1", "frames/y/1"]
+    assert listing.notes == ("2 video files are left out, as the layout is of images alone (first: videos/x/1.mp4)",)
+
+
+def test_classes_called_like_splits_are_classes(tmp_path):
+    _touch(tmp_path, "steam_train/a.mp4", "test/b.mp4", "car/c.mp4")
+    for layout in ("auto", "folders"):
+        listing = find_videos(tmp_path, layout=layout)
+        assert listing.classes == ("car", "steam_train", "test")
+        assert listing.notes[0].startswith("not taken as splits, though called so: steam_train, test (a split has only")
+        assert listing.split_source.startswith("no test split is named")
+    below = tmp_path / "below"
+    _touch(below, *(f"{part}/{name}/1.mp4" for part in ("train", "test") for name in ("steam_train", "test", "car")))
+    listing = find_videos(below)
+    assert (listing.classes, listing.notes) == (("car", "steam_train", "test"), ())
+    assert {sample.path.split("/")[0] for sample in listing.of_split("test")} == {"test"}
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["bullet_train", "steam_train"], ("bullet_train", "steam_train")),
+        (["steam_train"], ("steam_train",)),  # nothing beside it says that it were a split
+        (["train", "car"], ("car", "train")),
+        (["crash-test", "test"], ("crash-test", "test")),
+        (["a_train/x", "a_train/y", "a_val/x"], ("x", "y")),
+        (["x/train", "x/test", "y/train"], ("x", "y")),
+        (["test/x", "test/y"], ("x", "y")),
+    ],
+)
+def test_what_is_a_split_folder(tmp_path, names, classes):
+    _touch(tmp_path, *(f"videos/{name}/1.mp4" for name in names))
+    assert find_videos(tmp_path / "videos", layout="folders").classes == classes
+
+
+def test_splits_beside_other_folders_need_a_choice(tmp_path):
+    _touch(tmp_path, "train/x/1.mp4", "test/x/1.mp4", "extra/x/1.mp4")
+    with pytest.raises(InputError, match="are test, train splits, or classes as extra beside them"):
+        find_videos(tmp_path)
 
 
 def test_flat_folder_and_one_single_sub_folder(tmp_path):
@@ -239,6 +330,33 @@ def test_a_few_videos_still_leave_one_for_the_test(tmp_path):
     assert (len(listing.of_split("train")), len(listing.of_split("test"))) == (2, 1)
 
 
+def test_small_folders_keep_a_training_video_of_each_class(tmp_path):
+    _touch(tmp_path / "flat", "a30.mp4", "ok.avi")  # the hashes of both names lie in the lowest tenth
+    listing = find_videos(tmp_path / "flat")
+    assert (len(listing.of_split("train")), len(listing.of_split("test"))) == (1, 1)
+    for count in range(1, 12):
+        root = tmp_path / str(count)
+        _touch(root, *(f"{name}/{number}.mp4" for name in "abcdefgh" for number in range(count)))
+        listing = find_videos(root)
+        assert {sample.label for sample in listing.of_split("train")} == set("abcdefgh")
+        assert bool(listing.of_split("test")) == (count > 1)
+    _touch(tmp_path / "one", "only.mp4")
+    assert len(find_videos(tmp_path / "one").of_split("train")) == 1
+
+
+def test_new_files_move_no_old_ones_once_a_class_has_both_sides(tmp_path):
+    names = [f"{name}/{number}.mp4" for number in range(60) for name in "xy"]
+    _touch(tmp_path, *names[:40])
+    before = _split(find_videos(tmp_path))
+    sides = {(path[0], split) for path, split in before.items()}
+    assert sides == {(name, split) for name in "xy" for split in ("train", "test")}
+    for number in range(40, 120):
+        _touch(tmp_path, names[number])
+        after = _split(find_videos(tmp_path))
+        assert before.items() <= after.items()
+        before = after
+
+
 # ------------------------------------------------------------------------------------------------------------- manifest
 
 
@@ -279,7 +397,17 @@ def test_a_manifest_of_file_names_only(tmp_path):
     [
         ("m.csv", "file,label\na.mp4\n", r"m\.csv:2: the row does not fit the columns file, label"),
         ("m.csv", "file,label\na.mp4,x,y\n", r"m\.csv:2: the row does not fit"),
-        ("m.csv", "name,label\na.mp4,x\n", r"m\.csv:2: no file; the columns are file, label, .*found name, label"),
+        ("m.csv", "file,label\n,x\n", r"m\.csv:2: no file; the columns are file, label, .*found file, label"),
+        ("m.csv", "file,lable,spilt\na.mp4,x,test\n", r"m\.csv:1: unknown column 'lable'; did you mean 'label'\?"),
+        ("m.csv", "name,label\na.mp4,x\n", r"m\.csv:1: unknown column 'name'; did you mean 'file_name'\?"),
+        (
+            "m.csv",
+            "file,xyzzy\na.mp4,x\n",
+            r"unknown column 'xyzzy'; known here: file, .*label, split, start, end, fps",
+        ),
+        ("m.jsonl", '{"file": "a.mp4"}\n{"file": "a.mp4", "Spilt": "x"}\n', r"m\.jsonl:2: .*'spilt'; .*'split'\?"),
+        ("m.csv", "file,fps\na.mp4,0\n", r"m\.csv:2: fps 0: must be frames per second, above 0"),
+        ("m.csv", "file,fps\na.mp4,fast\n", r"m\.csv:2: fps 'fast': must be frames per second"),
         ("m.csv", "file,split\na.mp4,trian\n", r"m\.csv:2: split 'trian': must be train, val or test"),
         ("m.csv", "file,start,end\na.mp4,3,2\n", r"m\.csv:2: end 2\.0 s is not after start 3\.0 s"),
         ("m.csv", "file,start\na.mp4,soon\n", r"m\.csv:2: start 'soon': must be seconds"),

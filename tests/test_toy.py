@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from vqvdm.data import open_dataset
+from vqvdm.data.clouds import ToyClouds
 from vqvdm.data.toy import CLASSES, FRAME_RATES, SHAPES, ToyMotions, _signed_distance
 from vqvdm.data.worlds import ToyDataset
 from vqvdm.errors import InputError
+from vqvdm.recipe import DataRecipe
+from vqvdm.video import to_video
 
 
 def _coverage(video: np.ndarray) -> np.ndarray:
@@ -150,6 +156,48 @@ class TestDataset:
     def test_clouds_are_unlabelled(self) -> None:
         data = ToyDataset("toy-clouds", size=16, frames=2)
         assert data.classes == () and int(data[0]["class_label"]) == 0
+
+    @pytest.mark.parametrize("path", ["toy", "toy-clouds"])
+    def test_one_frame_rate(self, path: str) -> None:
+        """The same scenes as without, at the rate asked for."""
+        recipe = DataRecipe(path=path, size=16, frames=4, fps=5.0)
+        data, drawn = open_dataset(recipe, "train"), open_dataset(replace(recipe, fps=None), "train")
+        assert {float(data[index]["fps"]) for index in range(20)} == {5.0}
+        assert {float(drawn[index]["fps"]) for index in range(20)} == set(FRAME_RATES)
+        world = {"toy": ToyMotions, "toy-clouds": ToyClouds}[path](16, 4)
+        np.testing.assert_array_equal(to_video(data[3]["clip"]), world.render(3, fps=5.0).video)
+        assert all(data[index]["class_label"] == drawn[index]["class_label"] for index in range(20))
+
+    def test_flips_of_clouds(self) -> None:
+        recipe = DataRecipe(path="toy-clouds", size=16, frames=2, toy_clips=20)
+        plain, flipped = open_dataset(recipe, "train"), open_dataset(replace(recipe, flip=True), "train")
+        keys = [(index, draw) for index in range(20) for draw in range(3)]
+        mirrored = []
+        for key in keys:
+            clip, other = plain[key]["clip"], flipped[key]["clip"]
+            mirrored.append(torch.equal(other, clip.flip(-1)))
+            assert mirrored[-1] or torch.equal(other, clip)
+            assert torch.equal(other, flipped[key]["clip"])
+        assert 0.3 * len(keys) < sum(mirrored) < 0.7 * len(keys)
+        for split, training in (("test", None), ("train", False)):  # as in evaluation: no flip, every draw the same
+            fixed = open_dataset(replace(recipe, flip=True), split, training)
+            still = open_dataset(recipe, split)
+            assert all(torch.equal(fixed[(index, 1)]["clip"], still[index]["clip"]) for index in range(20))
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"flip": True}, r"data\.flip is True, but must be False with data\.path=toy: left and right are classes"),
+            ({"stride": 2}, r"data\.stride is 2, but must be 1 with data\.path=toy: .*data\.fps"),
+            ({"crop": "random"}, r"data\.crop is 'random', but must be 'center'"),
+            ({"layout": "flat"}, r"data\.layout is 'flat', but must be 'auto'"),
+            ({"split": 2}, r"data\.split is 2, but must be 1"),
+            ({"fps": -1.0}, r"data\.fps is -1\.0, but must be above 0"),
+        ],
+    )
+    def test_settings_without_meaning(self, settings: dict[str, Any], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            open_dataset(DataRecipe(path="toy", **settings), "test")
 
     def test_ends(self) -> None:
         with pytest.raises(IndexError):

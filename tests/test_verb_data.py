@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from PIL import Image
 
 from vqvdm.cli import main
 from vqvdm.errors import InputError
@@ -57,6 +58,30 @@ def test_every_bad_file_is_named_with_its_reason_and_ends_in_status_1(tmp_path, 
     assert re.search(r"Damaged, but usable: 1\n  cut\.avi: the header states 60 frames", out)
 
 
+def test_a_manifest_states_frame_rates(tmp_path, numbered, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(numbered.make(20)):
+            Image.fromarray(image).save(tmp_path / name / f"{number}.png")
+    numbered.write(tmp_path / "c.mp4", frames=20, codec="libx264", stamps=[*range(10), *range(20, 30)])
+    (tmp_path / "m.csv").write_text("file,fps\na,10\nb,\nc.mp4,5\n")
+    check(str(tmp_path / "m.csv"), frames=16, fps=5)
+    found = _lines(capsys.readouterr().out)
+    assert found["frame rates"] == "10 fps: 1, 25 fps (assumed): 1, 5 fps: 1"
+    assert found["seconds"] == "0.8 to 4, median 2"
+    assert found["too short"] == "2 of 3 for 16 frames at 5 fps"  # 4 s at 5 fps are enough
+
+
+def test_what_the_layout_leaves_out_is_said(tmp_path, numbered, capsys):
+    for name in ("run/a", "steam_train/b", "c"):
+        numbered.write(tmp_path / f"{name}.avi")
+    check(str(tmp_path), layout="folders")
+    out = capsys.readouterr().out
+    assert "Notes: 2\n  not taken as splits, though called so: steam_train" in out
+    assert "  1 videos are left out, as they lie in no class (first: c.avi)" in out
+
+
 def test_real_folders(real_data, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert check(str(real_data / "ucf101-mini")) == 0
@@ -70,7 +95,7 @@ def test_real_folders(real_data, capsys, monkeypatch):
     assert check(str(real_data / "sky-mini"), frames=32) == 0
     found = _lines(capsys.readouterr().out)
     assert found["layout"] == "frames"
-    assert found["frame rates"] == "25 fps: 36 (assumed: frame folders carry none)"
+    assert found["frame rates"] == "25 fps (assumed): 36"
 
 
 def test_nothing_to_check(tmp_path):

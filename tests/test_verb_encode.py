@@ -85,6 +85,27 @@ def test_again_does_nothing_until_something_changes(clips, run):
     LatentCache(run / "latents", tiny_tokenizer(1).fingerprint())
 
 
+def test_videos_that_changed_are_encoded_again(clips, run, tmp_path):
+    recipe = Recipe.load("toy", [clips, *SETTINGS])
+    shard = encode(recipe, run) / "shard-00000.safetensors"
+    before = shard.read_bytes()
+    for path in sorted((tmp_path / "videos" / "train").rglob("*.mp4")):
+        write_video(path, np.full((12, 20, 24, 3), 99, np.uint8), 10)
+    encode(recipe, run)
+    assert shard.read_bytes() != before
+
+
+def test_toy_worlds_that_changed_are_encoded_again(run, monkeypatch):
+    recipe = Recipe.load("toy", [*SETTINGS, "data.toy_clips=4"])
+    shard = encode(recipe, run) / "shard-00000.safetensors"
+    before, time = shard.read_bytes(), shard.stat().st_mtime_ns
+    encode(recipe, run)
+    assert shard.stat().st_mtime_ns == time
+    monkeypatch.setattr("vqvdm.data.toy.SHAPES", ("disc", "star"))
+    encode(recipe, run)
+    assert shard.read_bytes() != before
+
+
 def test_wrong_input(clips, run, tmp_path):
     with pytest.raises(InputError, match="holds no tokenizer; train one first: vqvdm train tokenizer RECIPE --run"):
         main("toy", clips, run=tmp_path / "empty")

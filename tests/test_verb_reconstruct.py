@@ -101,6 +101,14 @@ def test_a_pipeline_s_tokenizer_will_do(videos, tmp_path, capsys):
     assert "mean PSNR" in capsys.readouterr().out
 
 
+def test_a_toy_world_has_no_stride_of_the_model_s_clips(model, tmp_path, capsys):
+    assert trained_on(model).stride == 2
+    main(str(model), "toy", out=tmp_path / "out", count=1)
+    assert "mean PSNR" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"data\.stride is 3"):
+        main(str(model), "toy", out=tmp_path / "out", count=1, stride=3)
+
+
 def test_wrong_input(model, videos, tmp_path):
     with pytest.raises(InputError, match="a clip of 5 frames of 16x16 cannot be divided"):
         main(str(model), str(videos), frames=5)

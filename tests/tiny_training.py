@@ -41,6 +41,9 @@ class TinyClips(Dataset):
     def __len__(self) -> int:
         return 10
 
+    def digest(self) -> str:
+        return str(self.first)
+
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
         index, draw = key if isinstance(key, tuple) else (key, 0)
         generator = torch.Generator().manual_seed(self.first + index)

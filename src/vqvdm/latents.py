@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 import shutil
@@ -29,6 +30,8 @@ from tqdm import tqdm
 
 from vqvdm.data.workers import ctrl_c_waits, leave_signals_to_parent
 from vqvdm.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 _KEYS = {"tokenizer", "classes", "latent_shape", "videos", "windows", "flips", "shard_size", "complete"}  # at least
@@ -86,6 +89,7 @@ def write_latents(
     batch_size: int = 16,
     shard_size: int = 1024,
     data: Mapping[str, Any] | None = None,
+    digest: str | None = None,
     dtype: StorageType = "float16",
     workers: int = 0,
     device: torch.device | str | None = None,
@@ -94,7 +98,8 @@ def write_latents(
     """Encode a data set into a latent cache and return its folder.
 
     Called again after an interruption it keeps every complete shard and goes on with the next; called again on a
-    complete cache it does nothing. A cache of another tokenizer, data recipe or shape is replaced.
+    complete cache it does nothing. A cache of another tokenizer, data recipe, digest or shape is replaced, which is
+    logged. One that has no digest, as older versions wrote them, is taken for that of the present data.
 
     Args:
         tokenizer: a `VideoTokenizer`; `encode(clip (b, c, t, h, w))` gives normalised latents, `fingerprint()` its key.
@@ -106,6 +111,7 @@ def write_latents(
         batch_size: clips encoded at a time.
         shard_size: entries per file.
         data: JSON-able description of the data, kept in the index and compared when resuming.
+        digest: changes when what lies behind `data` does, such as the content of the files; kept and compared as well.
         dtype: storage type, "float16" or "float32".
         workers: loader processes; 0 loads in this process.
         device: where to encode; the tokenizer's own device by default.
@@ -125,6 +131,7 @@ def write_latents(
         "format": 1,
         "tokenizer": tokenizer.fingerprint(),
         "data": json.loads(json.dumps(data or {})),
+        "digest": digest,
         "classes": list(dataset.classes),  # type: ignore[attr-defined]
         "clip_shape": list(clip.shape),
         "latent_shape": list(tokenizer.latent_shape(*clip.shape[1:])),
@@ -165,12 +172,22 @@ def _prepare(folder: Path, index: Mapping[str, Any], plan: _Plan) -> list[int]:
     for part in folder.glob("*.tmp"):  # of a writer that was killed
         part.unlink(missing_ok=True)
     found = _read_index(folder)
-    same = found is not None and {**found, "complete": False} == {**index, "complete": False}
-    if not same:
+    changed = [] if found is None else _changes(found, index)
+    if changed:
+        logger.warning("%s: encoded again, as this has changed since: %s", folder, ", ".join(changed))
+    if found is None or changed:
         for stale in [folder / INDEX, *folder.glob("shard-*.safetensors")]:
             stale.unlink(missing_ok=True)
         _write_atomically(folder / INDEX, json.dumps({**index, "complete": False}, indent=2).encode())
     return [shard for shard in range(plan.shards) if not (folder / shard_name(shard)).exists()]
+
+
+def _changes(found: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
+    """What the index of a cache says otherwise than that of the one to write."""
+    adopted = {"digest": index["digest"], **found, "complete": None}
+    wanted = {**index, "complete": None}
+    names = [name for name in {**wanted, **adopted} if name not in adopted or adopted[name] != wanted.get(name)]
+    return ["content of the data" if name == "digest" else name for name in names]
 
 
 def _check_room(folder: Path, index: Mapping[str, Any], plan: _Plan, todo: Sequence[int]) -> None:

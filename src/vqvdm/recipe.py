@@ -31,7 +31,7 @@ class DataRecipe:
 
     path: str = "toy"  # "toy", "toy-clouds", a folder in any known layout, or a manifest
     layout: Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"] = "auto"
-    split: int = 1  # UCF-101's split list, 1 to 3
+    split: int = 1  # UCF-101's split list, 1 to 3; 0: every video, for training and for test
     frames: int = 16  # frames of a clip
     size: int = 64  # height and width in pixels
     fps: float | None = None  # frame rate asked for; None takes every `stride`-th frame
@@ -260,7 +260,7 @@ _DECAY = _Range(0, 1, open_end=True)
 
 # Allowed numbers by dotted key or, where it means the same everywhere, by the last name alone.
 _RANGES: Mapping[str, _Range] = {
-    "data.split": _Range(1, 3),
+    "data.split": _Range(0, 3),
     "frames": _COUNT,
     "size": _COUNT,
     "fps": _Range(0, positive=True),
@@ -363,6 +363,12 @@ def _colours(recipe: Recipe) -> str | None:
     return None if channels == 3 else f"is {channels!r}, but clips have 3 colours; leave it out"
 
 
+def _flips(recipe: Recipe) -> str | None:
+    if recipe.latents.flips and recipe.data.path == "toy":
+        return "is true, but left and right are classes of data.path=toy, which a mirror exchanges; set it to false"
+    return None
+
+
 def _reconstruction(recipe: Recipe) -> str | None:
     if recipe.tokenizer is None:
         return None
@@ -381,6 +387,7 @@ _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.diffusion.min_snr_gamma": _min_snr,
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
+    "latents.flips": _flips,
     "tokenizer.model.in_channels": _colours,
     "tokenizer.loss.l1": _reconstruction,
     "tokenizer.loss.adversarial.weight": _discriminators,

@@ -28,9 +28,9 @@ def open_dataset(
     """
     # Imported here, since listing and indexing (`vqvdm.data.layouts`, `.index`) need no torch.
     if data.path in ("toy", "toy-clouds"):
-        from vqvdm.data.worlds import ToyDataset
+        from vqvdm.data.worlds import open_world
 
-        return ToyDataset(world=data.path, size=data.size, frames=data.frames, clips=data.toy_clips, split=split)
+        return open_world(data, split, training)
 
     from vqvdm.data.clips import ClipDataset, ClipTiming
     from vqvdm.data.index import build_index
@@ -55,7 +55,8 @@ def open_dataset(
         training=split == "train" if training is None else training,
     )
     absent = (f"{len(listing.absent)} listed videos are absent",) if listing.absent else ()
-    dataset.notes = (f"{split}: {len(dataset)} videos; split: {listing.split_source}", *absent, *dataset.notes)
+    summary = f"{split}: {len(dataset)} videos; split: {listing.split_source}"
+    dataset.notes = (summary, *absent, *listing.notes, *dataset.notes)
     logger.info("%s: %s", data.path, dataset.notes[0])
     for note in dataset.notes[1:]:
         logger.warning("%s: %s", data.path, note)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vqvdm.data.index import Entry
-from vqvdm.data.layouts import Sample
+from vqvdm.data.listing import Sample
 from vqvdm.decode import VideoError, VideoInfo, read_frames
 from vqvdm.errors import InputError
 from vqvdm.video import to_clip
@@ -22,7 +24,7 @@ from vqvdm.video import to_clip
 logger = logging.getLogger(__name__)
 
 _SUBSTITUTES = 20  # videos tried in the place of one that does not decode
-_HALF = 0.5 + 1e-3  # a target time up to half a frame past the last frame is still served by it
+_HALF = 0.5 + 1e-3  # a time up to half a frame past the last frame is still served by it
 
 
 @dataclass(frozen=True)
@@ -54,30 +56,49 @@ class ClipTiming:
         """
         if self.fps is None:
             return max(0, len(times) - (self.frames - 1) * self.stride)
-        if not len(times):
-            return 0
-        span = (self.frames - 1) / min(self.fps, rate)
-        return int(np.count_nonzero(times + span <= times[-1] + _HALF / rate))
+        clocks, ends = times, _ends(times, rate)
+        for _ in range(self.frames - 1):
+            if not len(clocks):
+                return 0
+            clocks = _tick(clocks, 1 / self.fps, ends)
+            # A later start never ends earlier, so those that run out of frames are the last ones.
+            clocks = clocks[: np.searchsorted(clocks, ends[-1])]
+        return len(clocks)
 
     def pick(self, times: NDArray[np.float64], rate: float, start: int) -> tuple[NDArray[np.int64], float]:
         """(frame numbers (frames,), the rate in frames per second that they really have) of the clip from `start`.
 
-        At a wanted rate each frame is the one nearest in time to start + k / fps. A video slower than that gives its
-        consecutive frames at its own rate: no frame is shown twice to feign a higher one.
+        At a wanted rate each frame is the one nearest in time to start + k / fps. Where the video is slower than that,
+        the clock waits for its next frame: none is shown twice to feign a higher rate.
         """
         if self.fps is None:
             numbers = start + self.stride * np.arange(self.frames)
         else:
-            targets = times[start] + np.arange(self.frames) / min(self.fps, rate)
-            after = np.searchsorted(times, targets).clip(1, len(times) - 1) if len(times) > 1 else np.zeros(1, int)
-            before = np.maximum(after - 1, 0)
-            # Halfway the later one is taken; rounding errors (1e-9 s) must not decide.
-            numbers = np.where(targets - times[before] < times[after] - targets - 1e-9, before, after)
-            numbers[0] = start
+            ends = _ends(times, rate)
+            clocks = [times[start : start + 1]]
+            for _ in range(self.frames - 1):
+                clocks.append(_tick(clocks[-1], 1 / self.fps, ends))
+            numbers = _shown(np.concatenate(clocks), ends)
         seconds = times[numbers[-1]] - times[numbers[0]]
         if self.frames == 1 or seconds <= 0:
             return numbers, min(self.fps, rate) if self.fps else rate / self.stride
         return numbers, float((self.frames - 1) / seconds)
+
+
+def _ends(times: NDArray[np.float64], rate: float) -> NDArray[np.float64]:
+    """When each frame ceases to be the nearest in time, in seconds: (n,). Halfway the later one is the nearest."""
+    last = times[-1:] + _HALF * (times[-1:] - times[-2:-1] if len(times) > 1 else 1 / rate)
+    return np.concatenate([(times[:-1] + times[1:]) / 2 - 1e-9, last])  # rounding errors must not decide
+
+
+def _shown(clocks: NDArray[np.float64], ends: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The number of the frame that is nearest at each time; n after the last one."""
+    return np.searchsorted(ends, clocks, side="right")
+
+
+def _tick(clocks: NDArray[np.float64], step: float, ends: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Each clock `step` seconds on, or more where the frame shown lasts longer; any past the last one's end is out."""
+    return np.maximum(clocks + step, ends[_shown(clocks, ends)])
 
 
 @dataclass(frozen=True)
@@ -86,7 +107,9 @@ class _Source:
 
     path: str
     label: int
-    info: VideoInfo
+    stamp: tuple[int, int]  # the file's size and time
+    info: VideoInfo  # as found in the file
+    timed: VideoInfo  # with the rate that a manifest states
     first: int
     last: int  # exclusive
     starts: int
@@ -136,14 +159,15 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
             if entry.info is None:
                 bad.append(f"{sample.path}: {entry.error}")
                 continue
-            times = entry.info.frame_times()
+            timed = restated(entry.info, sample)
+            times = timed.frame_times()
             first, last = stretch(sample, times)
-            starts = self.timing.starts(times[first:last], entry.info.fps)
+            starts = self.timing.starts(times[first:last], timed.fps)
             if starts:
                 label = 0 if sample.label is None else numbers[sample.label]
-                sources.append(_Source(sample.path, label, entry.info, first, last, starts))
+                sources.append(_Source(sample.path, label, entry.stamp, entry.info, timed, first, last, starts))
             else:
-                short.append((sample, entry.info, last - first))
+                short.append((sample, timed, last - first))
         wanted = describe(self.timing)
         if bad:
             self.notes += (f"{len(bad)} of {len(samples)} videos cannot be read (first: {bad[0]})",)
@@ -165,6 +189,14 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
     def __len__(self) -> int:
         return len(self._sources)
 
+    def digest(self) -> str:
+        """Changes with the videos: which they are, in what order, their labels and rates, their files' sizes and times.
+
+        The folder around them does not count. A folder of frames counts as changed when a frame comes or goes.
+        """
+        facts = [(s.path, s.stamp, s.label, s.timed.fps, s.first, s.last) for s in self._sources]
+        return hashlib.sha256(json.dumps([self.classes, facts]).encode()).hexdigest()[:16]
+
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, torch.Tensor]:
         index, draw = index if isinstance(index, tuple) else (index, 0)
         if not 0 <= index < len(self):
@@ -184,11 +216,10 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     def _cut(self, source: _Source, choose: Callable[[int], int]) -> dict[str, torch.Tensor]:
         """The clip of `source`; `choose(n)` says which of n windows, places or sides is taken."""
-        info = source.info
-        times = info.frame_times()[source.first : source.last]
-        numbers, fps = self.timing.pick(times, info.fps, choose(source.starts))
+        times = source.timed.frame_times()[source.first : source.last]
+        numbers, fps = self.timing.pick(times, source.timed.fps, choose(source.starts))
         wanted = [int(number) + source.first for number in numbers]
-        video = read_frames(self.root / source.path, wanted, info, short_side=self.size)  # (t, h, w, 3)
+        video = read_frames(self.root / source.path, wanted, source.info, short_side=self.size)  # (t, h, w, 3)
         pick = choose if self.crop == "random" else middle
         top, left = (pick(length - self.size + 1) for length in video.shape[1:3])
         video = video[:, top : top + self.size, left : left + self.size]
@@ -204,6 +235,11 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 def middle(count: int) -> int:
     """The middle one of `count` choices."""
     return (count - 1) // 2
+
+
+def restated(info: VideoInfo, sample: Sample) -> VideoInfo:
+    """`info` with evenly spaced frames at the rate that the sample states, if it states one."""
+    return info if sample.fps is None else replace(info, fps=sample.fps, times=None)
 
 
 def stretch(sample: Sample, times: NDArray[np.float64]) -> tuple[int, int]:

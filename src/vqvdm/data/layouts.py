@@ -5,63 +5,30 @@ Only names are looked at here; `vqvdm.data.index` opens the files.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
+from vqvdm.data.listing import SPLITS, Listing, Sample, class_names, hold_out, source_of
+from vqvdm.data.manifest import MANIFEST_NAMES, list_manifest, read_text
 from vqvdm.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vqvdm.errors import InputError
 
 Layout = Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"]
 
-TEST_SHARE = 0.1  # held out where the data set itself names no test split
-MANIFEST_NAMES = ("manifest.csv", "manifest.jsonl", "metadata.csv", "metadata.jsonl")
-
 _LISTS_FOLDER = "ucftraintestlist"
-_SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
-_FILE_COLUMNS = ("file", "file_name", "path", "video")
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One video, or a stretch of it, as its layout names it."""
-
-    path: str  # relative to the listing's root, "/" between folders, or absolute; a file or a folder of frames
-    label: str | None = None
-    split: str | None = None  # "train", "test", "val"; None: in both train and test
-    group: str = ""  # videos of one group (one source) are never divided between splits
-    start: float | None = None  # seconds; only a manifest sets them
-    end: float | None = None
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All videos of a data set, in a fixed order."""
-
-    root: Path
-    layout: str
-    samples: tuple[Sample, ...]
-    classes: tuple[str, ...]  # () = unlabelled
-    split_source: str  # where the splits come from, in words
-    absent: tuple[str, ...] = ()  # named by lists or manifest, but not on disk
-    unlisted: int = 0  # on disk, but in neither list of the split
-
-    def of_split(self, split: Literal["train", "test"]) -> tuple[Sample, ...]:
-        return tuple(sample for sample in self.samples if sample.split in (None, split))
 
 
 def find_videos(path: str | Path, layout: Layout = "auto", split: int = 1) -> Listing:
     """List the videos at `path`, a folder or a manifest file.
 
-    `layout` "auto" looks for, in this order: UCF-101's split lists, a manifest, videos in sub-folders (classes), videos
-    directly inside (flat), folders of frame images. `split` is UCF-101's list, 1 to 3; 0 takes every video for training
-    and for test. Raises InputError if nothing is there, or not in the layout asked.
+    `layout` "auto" looks for, in this order: UCF-101's split lists, a manifest, videos or frame folders in sub-folders
+    (classes), videos directly inside (flat), folders of frame images (also Sky Time-lapse's, however deep). `split` is
+    UCF-101's list, 1 to 3; 0 takes every video of the lists for training and for test. Raises InputError if nothing is
+    there, or not in the layout asked, or if names or depths can be read in two ways.
     """
     path = Path(path).expanduser()
     if layout not in get_args(Layout):
@@ -82,8 +49,8 @@ def find_videos(path: str | Path, layout: Layout = "auto", split: int = 1) -> Li
         case "flat":
             listing = _flat(path)
         case _:
-            listing = _manifest(path)
-    return _hold_out(listing)
+            listing = list_manifest(path)
+    return hold_out(listing)
 
 
 def _detect(path: Path) -> Layout:
@@ -95,21 +62,47 @@ def _detect(path: Path) -> Layout:
         return "ucf101"
     if any((path / name).is_file() for name in MANIFEST_NAMES):
         return "manifest"
-    places = _below_common([_without_split(video)[1] for video in _walk_videos(path)])
-    if places:
-        direct = sum(len(place) == 1 for place in places)
-        if 0 < direct < len(places):
+    return _detect_by_place(path, _look(path))
+
+
+def _detect_by_place(path: Path, disk: _OnDisk) -> Layout:
+    """Class folders, flat, or frame folders, from how deep the videos lie."""
+    if not disk.files and not disk.images:
+        raise InputError(
+            f"{path}: no videos found ({', '.join(sorted(VIDEO_SUFFIXES))}, "
+            f"or folders of {', '.join(sorted(IMAGE_SUFFIXES))})"
+        )
+    videos, _ = _placed(path, disk.files, disk.clips)
+    files = [video for video in videos if not video.frames]
+    of_files = {video.place[0] for video in files}
+    # Image folders count beside files where they are classes of their own, not thumbnails among a class's videos.
+    others = [v for v in videos if v.frames and len(v.place) > 1 and v.place[0] not in of_files]
+    direct = sum(len(video.place) == 1 for video in files or videos)
+    if files and others and not direct:
+        if any(len(video.place) > 2 for video in files + others):
             raise InputError(
-                f"{path}: holds {direct} videos directly and {len(places) - direct} in sub-folders; "
-                'choose layout "folders" (each sub-folder a class) or "flat" (no classes)'
+                f"{path}: holds {len(files)} video files and {len(others)} folders of images at several depths; choose "
+                'layout "folders" (each sub-folder a class), "flat" (the files alone) or "frames" (the images alone)'
             )
-        return "folders" if len({place[0] for place in places if len(place) > 1}) > 1 else "flat"
-    if any(_walk_frame_folders(path)):
+        return "folders"
+    found, unlabelled, what = (files, "flat", "videos") if files else (videos, "frames", "folders of images")
+    if unlabelled == "frames" and _is_sky(path, disk):
         return "frames"
-    raise InputError(
-        f"{path}: no videos found ({', '.join(sorted(VIDEO_SUFFIXES))}, "
-        f"or folders of {', '.join(sorted(IMAGE_SUFFIXES))})"
-    )
+    if 0 < direct < len(found):
+        raise InputError(
+            f"{path}: holds {direct} {what} directly and {len(found) - direct} in sub-folders; "
+            f'choose layout "folders" (each sub-folder a class) or "{unlabelled}" (no classes)'
+        )
+    return "folders" if len({video.place[0] for video in found if len(video.place) > 1}) > 1 else unlabelled
+
+
+def _is_sky(root: Path, disk: _OnDisk) -> bool:
+    """Sky Time-lapse nests its clips as class folders do: sky_train/<long video>/<clip>/<long video>_frames_<n>.jpg."""
+    for folder, image in disk.images.items():
+        parts = [root.resolve().name, *folder.split("/")]
+        if {"sky_train", "sky_test"} & set(parts) or re.match(re.escape(parts[-2]) + r"_frames_\d+\.", image):
+            return True
+    return False
 
 
 # -------------------------------------------------------------------------------------------------------------- walking
@@ -133,104 +126,176 @@ def _join(folder: str, name: str) -> str:
     return name if folder == "." else f"{folder}/{name}"
 
 
-def _walk_videos(root: Path) -> Iterator[str]:
-    for folder, _, files in _walk(root):
-        yield from (_join(folder, name) for name in files if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES)
+@dataclass(frozen=True)
+class _OnDisk:
+    """What lies below a folder; paths relative to it."""
+
+    files: tuple[str, ...]  # video files
+    images: Mapping[str, str]  # each folder that directly holds images, at any depth -> the first of them
+
+    @property
+    def clips(self) -> tuple[str, ...]:
+        """The folders of images that are videos of their own; images beside or above videos are covers."""
+        above = {"."}
+        for path in (*self.files, *self.images):
+            parts = path.split("/")
+            above |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+        return tuple(folder for folder in self.images if folder not in above)
 
 
-def _walk_frame_folders(root: Path) -> Iterator[str]:
-    """A video is any folder that directly holds images, at any depth (data sets nest them differently)."""
-    for folder, _, files in _walk(root):
-        if any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
-            yield folder
+def _look(root: Path) -> _OnDisk:
+    files: list[str] = []
+    images: dict[str, str] = {}
+    for folder, _, names in _walk(root):
+        for name in names:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in VIDEO_SUFFIXES:
+                files.append(_join(folder, name))
+            elif suffix in IMAGE_SUFFIXES:
+                images.setdefault(folder, name)
+    return _OnDisk(tuple(files), images)
 
 
-def _without_split(path: str) -> tuple[str | None, tuple[str, ...]]:
-    """(split, the other parts): "train/x", "sky_timelapse/sky_test/x", "a/val/x"; the first such folder counts."""
-    parts = path.split("/")
-    for place, part in enumerate(parts[:-1]):
-        word = re.split(r"[_\-]", part.lower())[-1]
-        if word in _SPLITS:
-            return _SPLITS[word], tuple(parts[:place] + parts[place + 1 :])
-    return None, tuple(parts)
+@dataclass(frozen=True)
+class _Video:
+    """Where a video lies."""
+
+    path: str
+    frames: bool  # a folder of images
+    split: str | None
+    parts: tuple[str, ...]  # of the path, without the split's folder
+    place: tuple[str, ...]  # the parts without leading folders that all videos share: (<class>, ..., <video>)
 
 
-def _below_common(places: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Without the leading folders that all share ("videos/"), down to <class>/<video>."""
-    while places and min(map(len, places)) > 2 and len({place[0] for place in places}) == 1:
-        places = [place[1:] for place in places]
-    return places
+def _placed(root: Path, files: Sequence[str], folders: Sequence[str]) -> tuple[list[_Video], tuple[str, ...]]:
+    """The video files and folders of images below `root`, files first, and notes on their folders' names."""
+    paths = [*files, *folders]
+    divided, notes = _divide(root, paths)
+    places = [parts for _, parts in divided]
+    # "videos/" around all of it is left out, down to <class>/<video>; image folders before that are in no class.
+    while paths and min(map(len, places[: len(files)] or places)) > 2 and len({p[0] for p in places if p[1:]}) == 1:
+        places = [place[1:] or place for place in places]
+    return [
+        _Video(path, number >= len(files), split, parts, place)
+        for number, (path, (split, parts), place) in enumerate(zip(paths, divided, places, strict=True))
+    ], notes
+
+
+_Divided = tuple[str | None, tuple[str, ...]]
+
+
+def _divide(root: Path, paths: Sequence[str]) -> tuple[list[_Divided], tuple[str, ...]]:
+    """(split, the other parts) of each path: "train/x", "sky/sky_test/x", "a/val/x"; the first split folder counts.
+
+    Also notes on folders that are called like a split and are none.
+    """
+    inside: dict[str, set[str]] = {}
+    for path in paths:
+        parts = path.split("/")
+        for depth, part in enumerate(parts[:-1]):
+            inside.setdefault("/".join(parts[:depth]), set()).add(part)
+    splits: dict[str, Mapping[str, str]] = {}
+    divided: list[_Divided] = []
+    others: dict[str, None] = {}
+    for path in paths:
+        parts = path.split("/")
+        split, rest = None, parts
+        for depth, part in enumerate(parts[:-1]):
+            folder = "/".join(parts[:depth])
+            if folder not in splits:
+                splits[folder] = _split_folders(root / folder, inside[folder])
+            if part in splits[folder]:
+                split, rest = splits[folder][part], parts[:depth] + parts[depth + 1 :]
+                break
+            if _split_word(part)[1]:
+                others["/".join(parts[: depth + 1])] = None
+        divided.append((split, tuple(rest)))
+    if not others:
+        return divided, ()
+    why = "a split has only other splits beside it, such as sky_train beside sky_test"
+    return divided, (f"not taken as splits, though called so: {_few(list(others))} ({why})",)
+
+
+def _split_folders(folder: Path, names: Iterable[str]) -> Mapping[str, str]:
+    """Name -> split, if the folders `names` in `folder` are its splits and not, say, classes: none is called otherwise.
+
+    They are called train, val or test, one or several of them, or several end so after the same beginning.
+    """
+    names = sorted(names)
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        beginning, split = _split_word(name)
+        if split:
+            found.setdefault(beginning, {})[name] = split
+    for beginning, splits in found.items():
+        several = len(set(splits.values())) > 1
+        if len(splits) == len(names) and (several or not beginning):
+            return splits
+        if several:
+            rest = [name for name in names if name not in splits]
+            raise InputError(
+                f"{folder}: are {_few(list(splits))} splits, or classes as {_few(rest)} beside them? "
+                "Move or rename one or the other, or list the videos in a manifest"
+            )
+    return {}
+
+
+def _split_word(name: str) -> tuple[tuple[str, ...], str | None]:
+    """("sky", "train") of "sky_train"; the second is None if no split ends the name."""
+    *beginning, word = re.split(r"[_\-]", name.lower())
+    return tuple(beginning), SPLITS.get(word)
+
+
+def _few(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 # -------------------------------------------------------------------------------------------------------------- layouts
 
 
 def _frames(root: Path) -> Listing:
-    samples = []
-    for folder in _walk_frame_folders(root):
-        split, parts = _without_split(folder)
-        # Sky Time-lapse: <long video>/<short video>/; parts of one long video share its group.
-        samples.append(Sample(folder, split=split, group="/".join(parts[:-1]) or parts[-1]))
-    if not samples:
+    disk = _look(root)
+    if not disk.images:
         raise InputError(f'{root}: layout "frames": no folder holds images ({", ".join(sorted(IMAGE_SUFFIXES))})')
+    videos, notes = _placed(root, (), tuple(disk.images))
+    # Sky Time-lapse: <long video>/<short video>/; parts of one long video share its group.
+    samples = [Sample(v.path, split=v.split, group="/".join(v.parts[:-1]) or v.parts[-1]) for v in videos]
     if len({sample.group for sample in samples}) == 1:  # one folder around all, not one long video
         samples = [replace(sample, group=sample.path) for sample in samples]
-    return Listing(root, "frames", tuple(samples), (), "folder names")
+    notes += _left_out("video files", disk.files, "the layout is of images alone")
+    return Listing(root, "frames", tuple(samples), (), "folder names", notes=notes)
 
 
 def _folders(root: Path) -> Listing:
-    paths = list(_walk_videos(root)) or [folder for folder in _walk_frame_folders(root) if folder != "."]
-    named = [(path, *_without_split(path)) for path in paths]
-    inside = [(path, split, parts) for path, split, parts in named if len(parts) > 1]  # others have no class
+    disk = _look(root)
+    videos, notes = _placed(root, disk.files, disk.clips)
+    inside = [video for video in videos if len(video.place) > 1]
     if not inside:
         raise InputError(f'{root}: layout "folders": no videos in sub-folders; expected <class>/<video>')
-    places = _below_common([parts for _, _, parts in inside])
+    of_files = {video.place[0] for video in inside if not video.frames}
+    thumbs = [video.path for video in inside if video.frames and video.place[0] in of_files]
+    notes += _left_out("videos", [video.path for video in videos if len(video.place) == 1], "they lie in no class")
+    notes += _left_out("folders of images", thumbs, "their class has video files")
     samples = [
-        Sample(path, place[0], split, _source("/".join(parts)))
-        for (path, split, parts), place in zip(inside, places, strict=True)
+        Sample(video.path, video.place[0], video.split, source_of("/".join(video.parts)))
+        for video in inside
+        if not (video.frames and video.place[0] in of_files)
     ]
-    return Listing(root, "folders", tuple(samples), _names(samples), "folder names")
+    return Listing(root, "folders", tuple(samples), class_names(samples), "folder names", notes=notes)
 
 
 def _flat(root: Path) -> Listing:
-    samples = []
-    for path in _walk_videos(root):
-        split, parts = _without_split(path)
-        samples.append(Sample(path, None, split, _source("/".join(parts))))
-    if not samples:
+    disk = _look(root)
+    if not disk.files:
         raise InputError(f'{root}: layout "flat": no videos ({", ".join(sorted(VIDEO_SUFFIXES))})')
-    return Listing(root, "flat", tuple(samples), (), "folder names")
+    videos, notes = _placed(root, disk.files, ())
+    samples = [Sample(video.path, None, video.split, source_of("/".join(video.parts))) for video in videos]
+    notes += _left_out("folders of images", disk.clips, "the layout is of video files alone")
+    return Listing(root, "flat", tuple(samples), (), "folder names", notes=notes)
 
 
-def _names(samples: Sequence[Sample]) -> tuple[str, ...]:
-    return tuple(sorted({sample.label for sample in samples if sample.label is not None}))
-
-
-def _source(path: str) -> str:
-    """The name; without UCF-101's clip number, as v_X_g08_c01 and v_X_g08_c02 are cut from one video."""
-    return re.sub(r"_c\d+$", "", os.path.splitext(path)[0]) if re.search(r"_g\d+_c\d+\.", path) else path
-
-
-def _hold_out(listing: Listing) -> Listing:
-    """Where no test split is named, hold out the groups whose hash falls in the lowest tenth (at least one)."""
-    splits = {sample.split for sample in listing.samples}
-    if "val" in splits and "test" not in splits:
-        renamed = (replace(s, split="test" if s.split == "val" else s.split) for s in listing.samples)
-        return replace(listing, samples=tuple(renamed), split_source=f"{listing.split_source} (validation is the test)")
-    if listing.layout == "ucf101":
-        return listing
-    if "test" in splits:
-        return replace(listing, samples=tuple(replace(s, split=s.split or "train") for s in listing.samples))
-    ranks = {group: _rank(group) for group in {sample.group for sample in listing.samples}}
-    bound = max(TEST_SHARE, min(ranks.values()) + 1e-12) if len(ranks) > 1 else 0.0
-    samples = tuple(replace(s, split="test" if ranks[s.group] < bound else "train") for s in listing.samples)
-    source = f"no test split is named: {TEST_SHARE:.0%} of the sources held out, by a hash of the name"
-    return replace(listing, samples=samples, split_source=source)
-
-
-def _rank(group: str) -> float:
-    """Uniform in 0..1, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48
+def _left_out(what: str, paths: Sequence[str], why: str) -> tuple[str, ...]:
+    return (f"{len(paths)} {what} are left out, as {why} (first: {paths[0]})",) if paths else ()
 
 
 # -------------------------------------------------------------------------------------------------------------- UCF-101
@@ -292,7 +357,7 @@ def _ucf101(path: Path, split: int) -> Listing:
         if folder.lower() not in spelling:
             raise InputError(f"{lists}: the class {folder!r} of {entry!r} is not in classInd.txt")
         label = spelling[folder.lower()]  # from the directory: testlists have no label column
-        group = _source(f"{label}/{stem.lower()}.")
+        group = source_of(f"{label}/{stem.lower()}.")
         samples.append(Sample(f"{folders[folder.lower()]}/{name}", label, part if split else None, group))
     if not samples:
         raise InputError(f"{root}: none of the {len(entries)} videos named in {lists} is there (first: {absent[0]})")
@@ -314,7 +379,7 @@ def _read_lists(lists: Path, split: int) -> list[tuple[str, str]]:
         if not file.is_file():
             there = sorted(name.name for name in lists.glob("*list0*.txt"))
             raise InputError(f"split {split}: {file} is absent (there are {', '.join(there)})")
-        for number, line in enumerate(_text(file).splitlines(), start=1):
+        for number, line in enumerate(read_text(file).splitlines(), start=1):
             words = line.split()  # drops the "\r" of CRLF, and the label column
             if not words:
                 continue
@@ -328,91 +393,7 @@ def _class_names(lists: Path, entries: Sequence[tuple[str, str]]) -> tuple[str, 
     file = lists / "classInd.txt"
     if not file.is_file():
         return tuple(sorted({entry.split("/")[0] for entry, _ in entries}))
-    rows = [line.split(maxsplit=1) for line in _text(file).splitlines() if line.strip()]
+    rows = [line.split(maxsplit=1) for line in read_text(file).splitlines() if line.strip()]
     if not all(len(row) == 2 and row[0].isdigit() for row in rows):
         raise InputError(f"{file}: each line must be <number> <class>")
     return tuple(name.strip() for _, name in sorted(rows, key=lambda row: int(row[0])))
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as text ({error})") from error
-
-
-# ------------------------------------------------------------------------------------------------------------- manifest
-
-
-def _manifest(path: Path) -> Listing:
-    """CSV with a header line, or JSON lines: file, and if wanted label, split, start and end (seconds)."""
-    if path.is_dir():
-        names = [name for name in MANIFEST_NAMES if (path / name).is_file()]
-        if not names:
-            raise InputError(f'{path}: layout "manifest": holds none of {", ".join(MANIFEST_NAMES)}')
-        path = path / names[0]
-    root = path.parent
-    samples, absent = [], []
-    for number, row in _rows(path):
-        sample = _manifest_row(row, f"{path}:{number}")
-        found = (root / sample.path).exists()
-        samples += [sample] if found else []
-        absent += [] if found else [sample.path]
-    if not samples:
-        what = f"none of its {len(absent)} files is there (first: {absent[0]})" if absent else "has no rows"
-        raise InputError(f"{path}: {what}")
-    unlabelled = sum(sample.label is None for sample in samples)
-    if 0 < unlabelled < len(samples):
-        raise InputError(f"{path}: {unlabelled} of {len(samples)} rows have no label; label all or none")
-    return Listing(root, "manifest", tuple(samples), _names(samples), f"column split of {path.name}", tuple(absent))
-
-
-def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """(line number, fields) of each row."""
-    text = _text(path)
-    if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        for row in reader:
-            if None in row or None in row.values():
-                columns = ", ".join(reader.fieldnames or ())
-                raise InputError(f"{path}:{reader.line_num}: the row does not fit the columns {columns}")
-            yield reader.line_num, {key.strip().lower(): value.strip() for key, value in row.items()}
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise InputError(f'{path}:{number}: each line must be an object such as {{"file": "a.mp4", "label": "x"}}')
-        yield number, row
-
-
-def _manifest_row(row: Mapping[str, Any], where: str) -> Sample:
-    column = next((name for name in _FILE_COLUMNS if row.get(name)), None)
-    if column is None:
-        raise InputError(f"{where}: no file; the columns are file, label, split, start, end (found {', '.join(row)})")
-    file = str(row[column])
-    split = str(row.get("split") or "").lower()
-    if split and split not in _SPLITS:
-        raise InputError(f"{where}: split {split!r}: must be train, val or test")
-    start, end = (_seconds(row.get(name), f"{where}: {name}") for name in ("start", "end"))
-    if end is not None and end <= (start or 0.0):
-        raise InputError(f"{where}: end {end} s is not after start {start or 0.0} s")
-    label = row.get("label")
-    label = None if label is None or label == "" else str(label)
-    return Sample(file, label, _SPLITS.get(split), _source(file), start, end)
-
-
-def _seconds(value: Any, where: str) -> float | None:
-    if value is None or value == "":
-        return None
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{where} {value!r}: must be seconds") from None
-    if not 0 <= seconds < float("inf"):
-        raise InputError(f"{where} {value!r}: must be seconds, 0 or more")
-    return seconds

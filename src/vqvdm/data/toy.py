@@ -60,8 +60,8 @@ class ToyWorld:
     ) -> None:
         self.size, self.frames, self.seed, self.frame_rates = size, frames, seed, frame_rates
 
-    def render(self, index: int) -> ToyClip:
-        """Clip number `index` (0 or more)."""
+    def render(self, index: int, *, fps: float | None = None) -> ToyClip:
+        """Clip number `index` (0 or more); `fps` replaces what the index would draw."""
         raise NotImplementedError
 
 

@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vqvdm.data.clips import ClipTiming, describe, stretch
+from vqvdm.data.clips import ClipTiming, describe, restated, stretch
 from vqvdm.data.index import Entry, build_index, cache_file
-from vqvdm.data.layouts import Listing, find_videos
+from vqvdm.data.layouts import find_videos
+from vqvdm.data.listing import Listing
 from vqvdm.decode import VideoInfo
 
 _SHOWN = 10  # absent files, classes without videos, ...: so many are named, the rest counted
@@ -51,6 +52,7 @@ def check(
     console.print(_summary(listing, index, timing))
     if listing.classes:
         console.print(_classes(listing))
+    _print_list(console, "Notes", listing.notes)
     _print_list(console, "Listed, but absent", listing.absent)
     infos = [(path, entry.info) for path, entry in index.items() if entry.info is not None]
     _print_list(console, "Damaged, but usable", [f"{path}: {info.note}" for path, info in infos if info.note], None)
@@ -73,11 +75,16 @@ def _summary(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -
     if listing.unlisted:
         rows.append(("unlisted", f"{listing.unlisted} videos on disk are in neither list"))
     if infos:
-        assumed = " (assumed: frame folders carry none)" if listing.layout == "frames" else ""
+        stated = {sample.path: sample for sample in listing.samples}
+        timed = [
+            (restated(entry.info, stated[path]), (listing.root / path).is_dir() and stated[path].fps is None)
+            for path, entry in index.items()
+            if entry.info is not None
+        ]
         rows += [
             ("frames", _spread([info.frames for info in infos]) + f", together {sum(info.frames for info in infos):,}"),
-            ("seconds", _spread([info.seconds for info in infos])),
-            ("frame rates", _histogram(_rate(info) for info in infos) + assumed),
+            ("seconds", _spread([info.seconds for info, _ in timed])),
+            ("frame rates", _histogram(_rate(info, assumed) for info, assumed in timed)),
             ("sizes", _histogram(f"{info.width}x{info.height}" for info in infos)),
         ]
     rows += [("too short", _too_short(listing, index, timing)), ("index", str(cache_file(listing.root)))]
@@ -86,8 +93,9 @@ def _summary(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -
     return table
 
 
-def _rate(info: VideoInfo) -> str:
-    return f"{info.fps:.5g} fps" + (" (uneven)" if info.times is not None else "")
+def _rate(info: VideoInfo, assumed: bool) -> str:
+    """`assumed`: of a frame folder, which carries no rate."""
+    return f"{info.fps:.5g} fps" + (" (uneven)" if info.times is not None else " (assumed)" if assumed else "")
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -108,9 +116,10 @@ def _too_short(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming)
         if info is None:
             continue
         readable += 1
-        times = info.frame_times()
+        timed = restated(info, sample)
+        times = timed.frame_times()
         first, end = stretch(sample, times)
-        short += timing.starts(times[first:end], info.fps) == 0
+        short += timing.starts(times[first:end], timed.fps) == 0
     return f"{short} of {readable} for {describe(timing)}"
 
 

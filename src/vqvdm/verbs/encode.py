@@ -22,7 +22,7 @@ def main(
     """Encode the training clips with a run's tokenizer, once.
 
     Called again it completes an interrupted cache, leaves a finished one alone, and replaces that of another
-    tokenizer or data recipe.
+    tokenizer or data recipe, or of videos that have changed since.
 
     Args:
         recipe: a packaged recipe, a YAML file, or a run folder.
@@ -48,15 +48,17 @@ def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device:
         raise InputError(f"{run} holds no tokenizer; train one first: vqvdm train tokenizer RECIPE --run {run}")
     tokenizer = load_tokenizer(run / "tokenizer", device)
     data = recipe.encoded_data()
+    dataset = open_dataset(data, "train")
     return write_latents(
         tokenizer,
-        open_dataset(data, "train"),
+        dataset,
         run / "latents",
         windows=recipe.latents.windows,
         flips=recipe.latents.flips,
         batch_size=recipe.latents.batch,
         shard_size=recipe.latents.shard,
         data={name: value for name, value in asdict(data).items() if name != "workers"},
+        digest=dataset.digest(),
         dtype=dtype,
         workers=recipe.data.workers,
         device=pick_device(device),

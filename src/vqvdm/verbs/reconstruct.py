@@ -17,7 +17,9 @@ import vqvdm
 from vqvdm.data import open_dataset
 from vqvdm.data.clips import ClipDataset, ClipTiming
 from vqvdm.data.index import build_index
-from vqvdm.data.layouts import Layout, Sample
+from vqvdm.data.layouts import Layout
+from vqvdm.data.listing import Sample
+from vqvdm.data.worlds import WORLDS
 from vqvdm.decode import VIDEO_SUFFIXES
 from vqvdm.errors import InputError
 from vqvdm.loading import load_tokenizer
@@ -90,6 +92,8 @@ def main(
         fps=(trained.fps if stride is None else None) if fps is None else fps,
         stride=trained.stride if stride is None else stride,
     )
+    if path in WORLDS:  # rendered, and without what the model's own clips were cut by
+        data = replace(data, split=1, stride=1 if stride is None else stride, crop="center", flip=False)
     tokenizer = load_tokenizer(model, device)
     tokenizer.latent_shape(data.frames, data.size, data.size)
     if tiled:
