@@ -39,17 +39,25 @@ class GaussianDenoiser(VideoDenoiser):
     objective: Objective
 
     def forward(self, noisy_latents, timestep, class_labels, fps):
+        t = torch.as_tensor(timestep, dtype=torch.float32)
         if self.objective.prediction == "flow":
-            sigma = torch.as_tensor(timestep, dtype=torch.float32) / 1000
-            alpha = 1 - sigma
+            alpha, sigma = 1 - t / 1000, t / 1000
         else:
-            bar = self.objective.alphas_cumprod[torch.as_tensor(timestep).long()]
-            alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
+            bars, low = self.objective.alphas_cumprod, t.long().clamp(max=998)
+            angles = torch.atan2((1 - bars).sqrt(), bars.sqrt())
+            angle = angles[low] + (angles[low + 1] - angles[low]) * (t - low)  # timesteps need not be whole
+            alpha, sigma = angle.cos(), angle.sin()
         centred = (noisy_latents - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
         x0, noise = MEAN + alpha * DEVIATION**2 * centred, sigma * centred
         return {"flow": noise - x0, "epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[
             self.objective.prediction
         ]
+
+
+def gaussian_denoiser(objective: Objective) -> GaussianDenoiser:
+    denoiser = GaussianDenoiser(in_channels=3, channels=(8,), blocks=1)
+    denoiser.objective = objective
+    return denoiser
 
 
 SAMPLERS = [
@@ -67,9 +75,9 @@ SAMPLERS = [
 
 @pytest.mark.parametrize(("objective", "scheduler"), SAMPLERS, ids=lambda x: getattr(x, "prediction", x))
 def test_best_denoiser_of_gaussian_data_samples_that_data(objective, scheduler):
-    denoiser = GaussianDenoiser(in_channels=3, channels=(8,), blocks=1)
-    denoiser.objective = objective
-    pipe = VQVDMPipeline(None, denoiser, objective.make_scheduler(scheduler), num_frames=4, height=16, width=16)
+    pipe = VQVDMPipeline(
+        None, gaussian_denoiser(objective), objective.make_scheduler(scheduler), num_frames=4, height=16, width=16
+    )
     pipe.set_progress_bar_config(disable=True)
     made = latents_of(pipe, num_videos_per_prompt=8, num_inference_steps=100, generator=seeded(0))
     assert made.mean().item() == pytest.approx(MEAN, abs=0.02)
@@ -87,14 +95,15 @@ def predictions(pipe: VQVDMPipeline, noise: torch.Tensor, labels: list[int], fps
         return pipe.denoiser(noise, torch.tensor(1000.0), torch.tensor(labels), torch.full((len(noise),), fps))
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
-def test_guidance_is_the_formula(scale):
+@pytest.mark.parametrize(("given", "scale"), [(1.5, 1.5), (4.0, 4.0), (1.0, 1.0), (0.0, 1.0)], ids=str)
+def test_guidance_is_the_formula(given, scale):
+    """As in diffusers, 1 or less is no guidance: callbacks set 0 to end it."""
     pipe = tiny_pipeline()
     noise = torch.randn(2, 4, 2, 4, 4, generator=seeded(0))
     conditional, unconditional = predictions(pipe, noise, [0, 2]), predictions(pipe, noise, [3, 3], fps=0.0)
     assert (conditional - unconditional).abs().mean() > 0.05
     expected = noise - (unconditional + scale * (conditional - unconditional))
-    torch.testing.assert_close(one_euler_step(pipe, noise, ["left", 2], guidance_scale=scale), expected, **CLOSE)
+    torch.testing.assert_close(one_euler_step(pipe, noise, ["left", 2], guidance_scale=given), expected, **CLOSE)
 
 
 def test_guidance_rescale_restores_the_deviation():
@@ -241,12 +250,63 @@ def test_loads_in_another_dtype(tmp_path):
     np.testing.assert_allclose(pipe(["left"], generator=seeded(0), output_type="np").frames, exact, atol=0.1)
 
 
-def test_any_scheduler_swaps_in():
-    pipe = tiny_pipeline(objective=Objective("v_prediction"), scheduler="ddim")
-    for kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDPMScheduler", "EulerDiscreteScheduler"):
+SWAPPED = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v_prediction", "sample", "epsilon"])
+def test_any_scheduler_swaps_in(prediction):
+    """By the one line that diffusers' users know, one after the other."""
+    objective = Objective(prediction, zero_terminal_snr=prediction != "epsilon")
+    pipe = VQVDMPipeline(
+        None, gaussian_denoiser(objective), objective.make_scheduler(), num_frames=4, height=16, width=16
+    )
+    pipe.set_progress_bar_config(disable=True)
+    for kind in SWAPPED:
         pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
-        assert latents_of(pipe, [0], generator=seeded(0)).isfinite().all()
         assert pipe.config.scheduler == ("diffusers", kind)
+        made = latents_of(pipe, num_videos_per_prompt=4, num_inference_steps=200, generator=seeded(0))
+        assert (made.mean().item(), made.std().item()) == pytest.approx((MEAN, DEVIATION), abs=0.02), kind
+    pipe.scheduler = diffusers.EDMEulerScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(
+        InputError, match=r"EDMEulerScheduler would not sample .*; these diffusers schedulers do: .*DDIM"
+    ):
+        pipe()
+
+
+def test_latents_are_not_cut_to_the_range_of_clips():
+    """DDIM cuts by default, and the usual swap from a scheduler that does not know the word brings it in."""
+    pipe = tiny_pipeline(objective=Objective("v_prediction"), scheduler="dpm++")
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    assert pipe.scheduler.config["clip_sample"]
+    assert latents_of(pipe, [0], generator=seeded(0)).abs().max() > 1.05
+
+
+def test_the_pipeline_remembers_its_objective_whatever_its_scheduler_says(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.scheduler = diffusers.DDIMScheduler()
+    made = latents_of(pipe, [0], generator=seeded(0))
+    pipe.save_pretrained(tmp_path)
+    again = VQVDMPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again.objective == Objective("flow")
+    torch.testing.assert_close(latents_of(again, [0], generator=seeded(0)), made, **CLOSE)
+
+
+def test_pipelines_saved_without_their_objective_take_the_scheduler_s(tmp_path):
+    for objective in (Objective("flow", shift=2.0), Objective("v_prediction", "linear")):
+        tiny_pipeline(objective=objective).save_pretrained(tmp_path)
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        del index["diffusion"]
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        assert VQVDMPipeline.from_pretrained(tmp_path).objective == objective
 
 
 def test_callback_sees_and_replaces_latents():

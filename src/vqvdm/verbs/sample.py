@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import vqvdm
 from vqvdm.errors import InputError
-from vqvdm.loading import load_pipeline, swap_scheduler
+from vqvdm.loading import load_pipeline
 from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
 from vqvdm.video import Video, check_writable, to_video, write_sheet, write_video
 
@@ -80,7 +80,7 @@ def main(
     check_writable(out)
     pipeline = load_pipeline(model, device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     if scheduler is not None:
-        pipeline.scheduler = swap_scheduler(pipeline.scheduler, scheduler)
+        pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
     orders = make_orders(pipeline, classes, count, seed)
     arguments = {
         "fps": fps,
