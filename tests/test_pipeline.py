@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import PipelineCallback
+from diffusers.pipelines import pipeline_utils
+from diffusers.utils import hub_utils
 from huggingface_hub import ModelCard
 
 import vqvdm.pipeline
@@ -275,9 +281,7 @@ def test_any_scheduler_swaps_in(prediction):
         made = latents_of(pipe, num_videos_per_prompt=4, num_inference_steps=200, generator=seeded(0))
         assert (made.mean().item(), made.std().item()) == pytest.approx((MEAN, DEVIATION), abs=0.02), kind
     pipe.scheduler = diffusers.EDMEulerScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(
-        InputError, match=r"EDMEulerScheduler would not sample .*; these diffusers schedulers do: .*DDIM"
-    ):
+    with pytest.raises(InputError, match=r"EDMEulerScheduler would not sample .*; these diffusers .* do: .*DDIM"):
         pipe()
 
 
@@ -331,6 +335,59 @@ def test_callback_sees_and_replaces_latents():
     assert len(calls) == 2
 
 
+class Cutoff(PipelineCallback):
+    """As diffusers' own callbacks end guidance, after a share of the steps."""
+
+    tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+        assert pipeline.do_classifier_free_guidance == (step_index < pipeline.num_timesteps // 2)
+        if step_index == int(pipeline.num_timesteps * self.config.cutoff_step_ratio) - 1:
+            pipeline._guidance_scale = 0.0
+        return callback_kwargs
+
+
+def test_callback_ends_guidance():
+    pipe = tiny_pipeline(scheduler="euler")
+    batches: list[int] = []
+    pipe.denoiser.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    made = latents_of(
+        pipe, [0], generator=seeded(0), guidance_interval=(0, 1), callback_on_step_end=Cutoff(cutoff_step_ratio=0.5)
+    )
+    assert batches == [2, 2, 1, 1]
+    assert pipe.num_timesteps == 4
+
+    def scale(pipeline, i, t, tensors):
+        seen.append(pipeline.guidance_scale)
+        pipeline._guidance_scale = 1.0 if i == 1 else pipeline._guidance_scale
+        return tensors
+
+    seen: list[float] = []
+    again = latents_of(pipe, [0], generator=seeded(0), guidance_interval=(0, 1), callback_on_step_end=scale)
+    assert seen == [3.0, 3.0, 1.0, 1.0]
+    torch.testing.assert_close(again, made)
+    seen.clear()
+    latents_of(pipe, [0], guidance_scale=5, callback_on_step_end=scale)
+    assert seen[0] == pipe.config["guidance_scale"] + 2 == 5.0
+    pipe([0], output_type="latent")
+    assert pipe.do_classifier_free_guidance
+    pipe(output_type="latent")
+    assert not pipe.do_classifier_free_guidance
+
+
+NUMBERS = [np.float32(8), np.int64(8), np.array(8.0), torch.tensor(8.0), torch.tensor(8), 8, Fraction(8)]
+
+
+@pytest.mark.parametrize("eight", NUMBERS, ids=repr)
+def test_numbers_are_numbers(eight):
+    pipe = tiny_pipeline()
+    output = pipe([0, 1], fps=eight, num_frames=eight, num_inference_steps=eight, output_type="latent")
+    assert output.fps == [8.0, 8.0] and all(type(rate) is float for rate in output.fps)
+    assert output.frames.shape == (2, 4, 4, 4, 4) and pipe.num_timesteps == 8
+    assert pipe([0, 1], fps=np.array([8, 12]), output_type="latent").fps == [8.0, 12.0]
+    assert pipe([0, 1], fps=torch.tensor([8, 12]), output_type="latent").fps == [8.0, 12.0]
+
+
 def test_offloading_follows_every_part():
     pipe = tiny_pipeline()
     pipe.enable_model_cpu_offload(device="cpu")
@@ -362,6 +419,17 @@ WRONG_CALLS = [
     ({"class_labels": [0, 1], "fps": [8, 8, 8]}, "fps names 3 frame rates for 2 class labels"),
     ({"latents": torch.zeros(1, 4, 2, 4, 5)}, "this call needs (1, 4, 2, 4, 4)"),
     ({"generator": [seeded(0)] * 2}, "generator holds 2 generators for 1 videos"),
+    ({"fps": True}, "fps must be a number, not True"),
+    ({"fps": "8"}, "fps must be a number, not '8'"),
+    ({"class_labels": [0, 1], "fps": [8, "9"]}, "fps must be a number, not '9'"),
+    ({"fps": float("inf")}, "fps must be a number, not inf"),
+    ({"fps": None, "num_frames": "4"}, "num_frames must be a number, not '4'"),
+    ({"num_frames": 4.5}, "num_frames must be a whole number, not 4.5"),
+    ({"num_inference_steps": 3.5}, "num_inference_steps must be a whole number, not 3.5"),
+    ({"num_inference_steps": np.True_}, "num_inference_steps must be a number"),
+    ({"guidance_scale": "2"}, "guidance_scale must be a number, not '2'"),
+    ({"guidance_scale": float("nan")}, "guidance_scale must be a number, not nan"),
+    ({"guidance_interval": 0.5}, "guidance_interval is (lowest, highest)"),
     ({"output_type": "gif"}, "output_type must be one of pil, np, pt, latent"),
     ({"guidance_interval": (0.5, 1.5)}, "guidance_interval"),
     ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents' is there"),
@@ -387,6 +455,29 @@ def test_parts_that_do_not_fit():
         VQVDMPipeline(tiny_tokenizer(), tiny_denoiser(3), scheduler)
     with pytest.raises(InputError, match="id2label names class 3, the denoiser has 3 classes"):
         VQVDMPipeline(tiny_tokenizer(), tiny_denoiser(), scheduler, id2label={3: "down"})
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+def test_the_hub_gets_our_card(way, tmp_path, monkeypatch):
+    uploaded = {}
+
+    def upload(self, folder, repo_id, **_):
+        uploaded.update(repo=repo_id, files={path.name: path for path in Path(folder).iterdir()})
+        uploaded["card"] = (Path(folder) / "README.md").read_text()
+
+    repository = SimpleNamespace(repo_id="me/x")
+    for module in (hub_utils, pipeline_utils):
+        monkeypatch.setattr(module, "create_repo", lambda *_, **__: repository)
+        monkeypatch.setattr(module, "load_or_create_model_card", lambda *_, **__: ModelCard("---\n---\n# a stub"))
+    monkeypatch.setattr(hub_utils.PushToHubMixin, "_upload_folder", upload)
+    pipe = tiny_pipeline()
+    if way == "push_to_hub":
+        pipe.push_to_hub("me/x")
+    else:
+        pipe.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/x")
+    assert uploaded["repo"] == "me/x" and {"model_index.json", "denoiser"} <= set(uploaded["files"])
+    assert uploaded["card"] == pipe.card("me/x")
+    assert 'from_pretrained("me/x")' in uploaded["card"] and "- 2: up" in uploaded["card"]
 
 
 def test_model_card_is_the_hub_s_and_its_code_runs(tmp_path):

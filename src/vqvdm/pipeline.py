@@ -410,12 +410,18 @@ class VQVDMPipeline(DiffusionPipeline):
         (folder / "pipeline.py").write_text(SHIM, encoding="utf-8")
         super().save_pretrained(os.fspath(folder), *args, **kwargs)
 
-    def card(self) -> str:
-        """The model card: Markdown with the hub's YAML header."""
+    def _upload_folder(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """The last step of every way to the hub; just before it diffusers has put a card of its own over ours."""
+        (Path(working_dir) / "README.md").write_text(self.card(repo_id), encoding="utf-8")
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
+
+    def card(self, repository: str | None = None) -> str:
+        """The model card: Markdown with the hub's YAML header; `repository` is the name its example loads."""
+        placed = {"repository": repository} if repository else {}
         flow = self.config["diffusion"]["prediction"] == "flow"
         stated = ("prediction", "shift") if flow else ("prediction", "schedule", "zero_terminal_snr")
         return model_card(
-            config=self.config,
+            config={**self.config, "about": {**placed, **self.config["about"]}},
             num_classes=self.num_classes,
             denoiser=_network_line(self.denoiser),
             tokenizer=None if self.tokenizer is None else _network_line(self.tokenizer),
