@@ -248,11 +248,16 @@ def test_loads_from_the_hub_by_name(tmp_path, monkeypatch):
 
 
 def test_loads_in_another_dtype(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path)
+    original = tiny_pipeline()
+    original.tokenizer.set_latent_statistics(torch.full((4,), 1e-3 / 3), torch.full((4,), 1 / 1.001))
+    original.save_pretrained(tmp_path)
     pipe = VQVDMPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.denoiser.dtype == pipe.tokenizer.dtype == torch.bfloat16
-    exact = tiny_pipeline()(["left"], generator=seeded(0), output_type="np").frames
+    for name in ("latents_mean", "latents_std", "running_norm.mean", "running_norm.variance"):
+        kept, loaded = original.tokenizer.get_buffer(name), pipe.tokenizer.get_buffer(name)
+        assert loaded.dtype == torch.float32 and torch.equal(loaded, kept), name
+    exact = original(["left"], generator=seeded(0), output_type="np").frames
     np.testing.assert_allclose(pipe(["left"], generator=seeded(0), output_type="np").frames, exact, atol=0.1)
 
 
