@@ -54,7 +54,9 @@ def test_networks_of_every_recipe_give_back_the_shapes_they_take(name: str) -> N
                 assert output.reconstruction.shape == shape and output.tokens.shape[0] == 2
             latents = (2, *tokenizer.latent_shape(*shape[2:]))
             assert tokenizer.encode(clip).shape == tokenizer.encoder(clip).shape == latents
-            assert tokenizer.decode(torch.empty(latents)).shape == tokenizer.decoder(torch.empty(latents)).shape == shape
+            assert (
+                tokenizer.decode(torch.empty(latents)).shape == tokenizer.decoder(torch.empty(latents)).shape == shape
+            )
             assert tokenizer.tokens(clip).shape == (2, *latents[2:])
         denoiser = VideoDenoiser(**{"in_channels": latents[1], "num_classes": 3, **recipe.denoiser.model})
         noisy = torch.empty(latents)

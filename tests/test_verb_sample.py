@@ -122,7 +122,8 @@ WRONG = [
     ({"classes": "0,-1"}, "id -1 is out of range; the ids are 0 to 2: 0 left, 1 right, 2 up"),
     ({"count": 0}, "--count must be at least 1"),
     ({"seed": -1}, "--seed must be at least 0"),
-    ({"scheduler": "ddim"}, "no scheduler 'ddim' for prediction flow"),
+    ({"scheduler": "ddim"}, "no scheduler 'ddim' for prediction flow; there are dpm++, unipc, euler, heun"),
+    ({"scheduler": "dmp++"}, "no scheduler 'dmp++' for prediction flow; did you mean 'dpm++'? there are dpm++, unipc"),
     ({"width": 20}, "width 20 (must be a multiple of 8; the nearest is 16)"),
     ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
 ]
@@ -146,7 +147,9 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(model, tmp_pat
             main(str(model), out=out)
 
 
-@pytest.mark.parametrize("words", [["--classes=-1"], ["--classes", "-1"]])
+@pytest.mark.parametrize(
+    "words", [["--classes=-1"], ["--classes", "-1"], ["--classes", "-1,2"], ["--classes", "-1", "--steps", "1"]]
+)
 def test_a_negative_id_on_the_command_line(model, tmp_path, words, capsys):
     assert cli.main(["sample", str(model), *words, "--out", str(tmp_path / "out")]) == 2
     assert "id -1 is out of range; the ids are 0 to 2: 0 left" in capsys.readouterr().err
