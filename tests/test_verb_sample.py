@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vqvdm.tokenizer
 from tiny_pipeline import tiny_pipeline
 from vqvdm import cli
 from vqvdm.errors import InputError
@@ -94,6 +95,27 @@ def test_settings_reach_the_pipeline(model, tmp_path):
     assert read_video(tmp_path / "left-00.mp4").shape == (6, 24, 32, 3)
     said = comment(tmp_path / "left-00.mp4")
     assert (said["steps"], said["guidance_scale"], said["scheduler"]) == (2, 1, "FlowMatchEulerDiscreteScheduler")
+
+
+def test_tiles_for_large_videos(model, tmp_path):
+    """Beyond a tile of 256 pixels the decoder is called for one tile at a time."""
+    large = {"classes": "0", "frames": 4, "height": 16, "width": 320, "steps": 1, "format": "png"}
+    extents = []
+    decode = vqvdm.tokenizer.Decoder.forward
+
+    def watched(self, z):
+        extents.append(z.shape[-1] * 4)
+        return decode(self, z)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vqvdm.tokenizer.Decoder, "forward", watched)
+        main(str(model), **large, out=tmp_path / "whole")
+        main(str(model), **large, tiled=True, out=tmp_path / "tiled")
+    assert extents == [320, 256, 256]
+    assert pixels(tmp_path / "tiled" / "left-00.png").shape == pixels(tmp_path / "whole" / "left-00.png").shape
+    tiny_pipeline(num_classes=0, pixels=True).save_pretrained(tmp_path / "free")
+    with pytest.raises(InputError, match="--tiled is for decoding, but this model makes pixels"):
+        main(str(tmp_path / "free"), tiled=True, out=tmp_path / "free")
 
 
 def test_without_classes(model, tmp_path):
