@@ -25,7 +25,6 @@ from vqvdm.errors import InputError
 from vqvdm.pipeline import rescale_guidance
 
 torch.set_num_threads(1)
-# diffusers' schedulers meet NumPy 2 with a remark of NumPy's.
 
 MEAN, DEVIATION = 0.5, 0.3
 CLOSE = {"atol": 1e-4, "rtol": 0.0}  # float32 sums in another order, through an untrained network that amplifies them
