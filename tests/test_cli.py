@@ -108,6 +108,11 @@ def test_every_verb_exists(verb, home):
         (["recipe", "show", "toy", "--recipee", "x"], ["--recipee", "Did you mean --recipe"]),
         (["recipe", "show"], ["requires an argument"]),
         (["recipe", "show", "tyo"], ["'tyo'", "did you mean 'toy'"]),
+        (
+            ["recipe", "show", "toy", "denoiser.model.chanels=[4]"],
+            ["'denoiser.model.chanels'", "did you mean 'channels'"],
+        ),
+        (["recipe", "show", "toy", "tokenizer.model.channels=4"], ["tokenizer.model.channels", "must be a list"]),
         (["recipe", "show", "toy", "--data.framse", "8"], ["override 'data.framse=8'", "did you mean 'frames'"]),
     ],
 )
@@ -172,6 +177,7 @@ def test_reader_that_leaves():
         (["a", "--x.y", "-1"], ["a", "x.y=-1"]),
         (["a", "--x.y", "--run", "b"], ["a", "--run", "b", "x.y=true"]),
         (["a", "--x.y"], ["a", "x.y=true"]),
+        (["a", "--classes", "-1,2", "--tiled", "-v"], ["a", "--classes=-1,2", "--tiled", "-v"]),
         (["--run", "a.b", "--out=c.d", "-v"], ["--run", "a.b", "--out=c.d", "-v"]),
     ],
 )

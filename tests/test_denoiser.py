@@ -9,6 +9,7 @@ from torch import nn
 
 from vqvdm import VideoDenoiser
 from vqvdm.denoiser import Attention
+from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 
 
@@ -104,6 +105,27 @@ def test_temporal_attention_sees_time_alone_and_its_order() -> None:
 
 
 @torch.no_grad()
+def test_temporal_attention_is_torchs_own_between_rotated_frames() -> None:
+    """Rotation as multiplication of complex numbers, RoPE's own form (Su et al. 2021, eq. 13)."""
+    torch.manual_seed(0)
+    ours, theirs = Attention(16, head_dim=8, axis="time"), nn.MultiheadAttention(16, 2, batch_first=True)
+    nn.init.normal_(ours.out.weight)
+    theirs.in_proj_weight.copy_(torch.eye(16).repeat(3, 1))
+    theirs.out_proj.load_state_dict(ours.out.state_dict())
+    x = torch.randn(2, 16, 6, 4, 5)
+    q, k, v = ours.qkv(ours.norm(x.permute(0, 3, 4, 2, 1).reshape(40, 6, 16))).chunk(3, dim=-1)  # (b h w) t c
+
+    def rotated(vectors: torch.Tensor) -> torch.Tensor:
+        pairs = torch.complex(*vectors.view(40, 6, 2, 2, 4).unbind(3))  # (b h w) t n d/2
+        speeds = torch.tensor([1.0, 100**-0.25, 100**-0.5, 100**-0.75])
+        turned = pairs * torch.polar(torch.ones(6, 4), torch.arange(6.0)[:, None] * speeds)[:, None]
+        return torch.stack([turned.real, turned.imag], dim=3).view(40, 6, 16)
+
+    expected = theirs(rotated(q), rotated(k), v)[0].view(2, 4, 5, 6, 16).permute(0, 4, 3, 1, 2)
+    torch.testing.assert_close(ours(x) - x, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_temporal_attention_depends_on_distance_in_time_alone() -> None:
     """RoPE: a sequence among repeated, identical neighbours gives the same scores wherever it starts."""
     from vqvdm.denoiser import _rotary_angles, _rotate
@@ -150,6 +172,34 @@ def test_it_learns_one_batch_by_heart() -> None:
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.05
+
+
+@pytest.mark.slow
+def test_two_clips_by_heart_and_sampled_again() -> None:
+    """Trained on one clip of each class, it samples that class's clip from noise that it never met."""
+    torch.manual_seed(0)
+    objective = Objective("flow", times="uniform")
+    model = VideoDenoiser(in_channels=2, channels=(24, 24), blocks=1, num_classes=2, head_dim=8)
+    clips, labels, fps = torch.randn(2, 2, 2, 4, 4), torch.tensor([0, 1]), torch.full((2,), 8.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    for _ in range(300):
+        x0, y, rate = clips.repeat(8, 1, 1, 1, 1), labels.repeat(8), fps.repeat(8)
+        loss = objective.loss(
+            lambda noisy, t, y=y, rate=rate: model(noisy, t, y, rate), x0, torch.randn_like(x0), torch.rand(len(x0))
+        ).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    scheduler = objective.make_scheduler("euler")
+    scheduler.set_timesteps(20)
+    x = torch.randn_like(clips)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(model(x, t, labels, fps), t, x, return_dict=False)[0]
+    assert (x - clips).square().mean() < 0.01  # of clips with variance 1
+    assert (x.flip(0) - clips).square().mean() > 1
 
 
 def test_mismatched_settings_are_named() -> None:

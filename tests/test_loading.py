@@ -7,9 +7,8 @@ import torch
 
 import vqvdm.pipeline
 from tiny_pipeline import tiny_pipeline, tiny_tokenizer
-from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
-from vqvdm.loading import load_pipeline, load_tokenizer, pick_device, swap_scheduler
+from vqvdm.loading import load_pipeline, load_tokenizer, pick_device
 
 torch.set_num_threads(1)
 
@@ -64,25 +63,3 @@ def test_devices():
     assert torch.empty(0, device=pick_device("auto")).numel() == 0
     with pytest.raises(InputError, match="device 'toaster' cannot be used here"):
         pick_device("toaster")
-
-
-OBJECTIVES = [
-    (Objective("flow", shift=3.0), ("dpm++", "unipc", "euler", "heun")),
-    (Objective("v_prediction"), ("dpm++", "unipc", "euler", "ddim", "ddpm")),
-    (Objective("sample", schedule="linear"), ("ddim", "ddpm")),
-    (Objective("epsilon", "scaled_linear", zero_terminal_snr=False), ("dpm++", "ddim")),
-]
-
-
-@pytest.mark.parametrize(("objective", "names"), OBJECTIVES, ids=lambda x: getattr(x, "prediction", None))
-def test_swapped_schedulers_state_the_same_noise(objective, names):
-    for old in names:
-        for new in names:
-            swapped, direct = swap_scheduler(objective.make_scheduler(old), new), objective.make_scheduler(new)
-            assert type(swapped) is type(direct)
-            assert dict(swapped.config) == dict(direct.config)
-
-
-def test_scheduler_that_does_not_fit():
-    with pytest.raises(InputError, match="no scheduler 'ddim' for prediction flow; there are dpm"):
-        swap_scheduler(Objective().make_scheduler(), "ddim")

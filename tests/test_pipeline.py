@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.callbacks import PipelineCallback
+from diffusers.pipelines import pipeline_utils
+from diffusers.utils import hub_utils
 from huggingface_hub import ModelCard
 
 import vqvdm.pipeline
@@ -19,7 +25,6 @@ from vqvdm.errors import InputError
 from vqvdm.pipeline import rescale_guidance
 
 torch.set_num_threads(1)
-# diffusers' schedulers meet NumPy 2 with a remark of NumPy's.
 
 MEAN, DEVIATION = 0.5, 0.3
 CLOSE = {"atol": 1e-4, "rtol": 0.0}  # float32 sums in another order, through an untrained network that amplifies them
@@ -39,17 +44,25 @@ class GaussianDenoiser(VideoDenoiser):
     objective: Objective
 
     def forward(self, noisy_latents, timestep, class_labels, fps):
+        t = torch.as_tensor(timestep, dtype=torch.float32)
         if self.objective.prediction == "flow":
-            sigma = torch.as_tensor(timestep, dtype=torch.float32) / 1000
-            alpha = 1 - sigma
+            alpha, sigma = 1 - t / 1000, t / 1000
         else:
-            bar = self.objective.alphas_cumprod[torch.as_tensor(timestep).long()]
-            alpha, sigma = bar.sqrt(), (1 - bar).sqrt()
+            bars, low = self.objective.alphas_cumprod, t.long().clamp(max=998)
+            angles = torch.atan2((1 - bars).sqrt(), bars.sqrt())
+            angle = angles[low] + (angles[low + 1] - angles[low]) * (t - low)  # timesteps need not be whole
+            alpha, sigma = angle.cos(), angle.sin()
         centred = (noisy_latents - alpha * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
         x0, noise = MEAN + alpha * DEVIATION**2 * centred, sigma * centred
         return {"flow": noise - x0, "epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[
             self.objective.prediction
         ]
+
+
+def gaussian_denoiser(objective: Objective) -> GaussianDenoiser:
+    denoiser = GaussianDenoiser(in_channels=3, channels=(8,), blocks=1)
+    denoiser.objective = objective
+    return denoiser
 
 
 SAMPLERS = [
@@ -67,9 +80,9 @@ SAMPLERS = [
 
 @pytest.mark.parametrize(("objective", "scheduler"), SAMPLERS, ids=lambda x: getattr(x, "prediction", x))
 def test_best_denoiser_of_gaussian_data_samples_that_data(objective, scheduler):
-    denoiser = GaussianDenoiser(in_channels=3, channels=(8,), blocks=1)
-    denoiser.objective = objective
-    pipe = VQVDMPipeline(None, denoiser, objective.make_scheduler(scheduler), num_frames=4, height=16, width=16)
+    pipe = VQVDMPipeline(
+        None, gaussian_denoiser(objective), objective.make_scheduler(scheduler), num_frames=4, height=16, width=16
+    )
     pipe.set_progress_bar_config(disable=True)
     made = latents_of(pipe, num_videos_per_prompt=8, num_inference_steps=100, generator=seeded(0))
     assert made.mean().item() == pytest.approx(MEAN, abs=0.02)
@@ -87,14 +100,15 @@ def predictions(pipe: VQVDMPipeline, noise: torch.Tensor, labels: list[int], fps
         return pipe.denoiser(noise, torch.tensor(1000.0), torch.tensor(labels), torch.full((len(noise),), fps))
 
 
-@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
-def test_guidance_is_the_formula(scale):
+@pytest.mark.parametrize(("given", "scale"), [(1.5, 1.5), (4.0, 4.0), (1.0, 1.0), (0.0, 1.0)], ids=str)
+def test_guidance_is_the_formula(given, scale):
+    """As in diffusers, 1 or less is no guidance: callbacks set 0 to end it."""
     pipe = tiny_pipeline()
     noise = torch.randn(2, 4, 2, 4, 4, generator=seeded(0))
     conditional, unconditional = predictions(pipe, noise, [0, 2]), predictions(pipe, noise, [3, 3], fps=0.0)
     assert (conditional - unconditional).abs().mean() > 0.05
     expected = noise - (unconditional + scale * (conditional - unconditional))
-    torch.testing.assert_close(one_euler_step(pipe, noise, ["left", 2], guidance_scale=scale), expected, **CLOSE)
+    torch.testing.assert_close(one_euler_step(pipe, noise, ["left", 2], guidance_scale=given), expected, **CLOSE)
 
 
 def test_guidance_rescale_restores_the_deviation():
@@ -233,20 +247,74 @@ def test_loads_from_the_hub_by_name(tmp_path, monkeypatch):
 
 
 def test_loads_in_another_dtype(tmp_path):
-    tiny_pipeline().save_pretrained(tmp_path)
+    original = tiny_pipeline()
+    original.tokenizer.set_latent_statistics(torch.full((4,), 1e-3 / 3), torch.full((4,), 1 / 1.001))
+    original.save_pretrained(tmp_path)
     pipe = VQVDMPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16)
     pipe.set_progress_bar_config(disable=True)
     assert pipe.denoiser.dtype == pipe.tokenizer.dtype == torch.bfloat16
-    exact = tiny_pipeline()(["left"], generator=seeded(0), output_type="np").frames
+    for name in ("latents_mean", "latents_std", "running_norm.mean", "running_norm.variance"):
+        kept, loaded = original.tokenizer.get_buffer(name), pipe.tokenizer.get_buffer(name)
+        assert loaded.dtype == torch.float32 and torch.equal(loaded, kept), name
+    exact = original(["left"], generator=seeded(0), output_type="np").frames
     np.testing.assert_allclose(pipe(["left"], generator=seeded(0), output_type="np").frames, exact, atol=0.1)
 
 
-def test_any_scheduler_swaps_in():
-    pipe = tiny_pipeline(objective=Objective("v_prediction"), scheduler="ddim")
-    for kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DDPMScheduler", "EulerDiscreteScheduler"):
+SWAPPED = (
+    "DDIMScheduler",
+    "PNDMScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "UniPCMultistepScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "DPMSolverMultistepScheduler",
+)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v_prediction", "sample", "epsilon"])
+def test_any_scheduler_swaps_in(prediction):
+    """By the one line that diffusers' users know, one after the other."""
+    objective = Objective(prediction, zero_terminal_snr=prediction != "epsilon")
+    pipe = VQVDMPipeline(
+        None, gaussian_denoiser(objective), objective.make_scheduler(), num_frames=4, height=16, width=16
+    )
+    pipe.set_progress_bar_config(disable=True)
+    for kind in SWAPPED:
         pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config)
-        assert latents_of(pipe, [0], generator=seeded(0)).isfinite().all()
         assert pipe.config.scheduler == ("diffusers", kind)
+        made = latents_of(pipe, num_videos_per_prompt=4, num_inference_steps=200, generator=seeded(0))
+        assert (made.mean().item(), made.std().item()) == pytest.approx((MEAN, DEVIATION), abs=0.02), kind
+    pipe.scheduler = diffusers.EDMEulerScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(InputError, match=r"EDMEulerScheduler would not sample .*; these diffusers .* do: .*DDIM"):
+        pipe()
+
+
+def test_latents_are_not_cut_to_the_range_of_clips():
+    """DDIM cuts by default, and the usual swap from a scheduler that does not know the word brings it in."""
+    pipe = tiny_pipeline(objective=Objective("v_prediction"), scheduler="dpm++")
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    assert pipe.scheduler.config["clip_sample"]
+    assert latents_of(pipe, [0], generator=seeded(0)).abs().max() > 1.05
+
+
+def test_the_pipeline_remembers_its_objective_whatever_its_scheduler_says(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.scheduler = diffusers.DDIMScheduler()
+    made = latents_of(pipe, [0], generator=seeded(0))
+    pipe.save_pretrained(tmp_path)
+    again = VQVDMPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert again.objective == Objective("flow")
+    torch.testing.assert_close(latents_of(again, [0], generator=seeded(0)), made, **CLOSE)
+
+
+def test_pipelines_saved_without_their_objective_take_the_scheduler_s(tmp_path):
+    for objective in (Objective("flow", shift=2.0), Objective("v_prediction", "linear")):
+        tiny_pipeline(objective=objective).save_pretrained(tmp_path)
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        del index["diffusion"]
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        assert VQVDMPipeline.from_pretrained(tmp_path).objective == objective
 
 
 def test_callback_sees_and_replaces_latents():
@@ -269,6 +337,59 @@ def test_callback_sees_and_replaces_latents():
     pipe.denoiser.register_forward_hook(lambda *_: calls.append(1))
     latents_of(pipe, [0], callback_on_step_end=stop)
     assert len(calls) == 2
+
+
+class Cutoff(PipelineCallback):
+    """As diffusers' own callbacks end guidance, after a share of the steps."""
+
+    tensor_inputs = ["latents"]  # noqa: RUF012
+
+    def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+        assert pipeline.do_classifier_free_guidance == (step_index < pipeline.num_timesteps // 2)
+        if step_index == int(pipeline.num_timesteps * self.config.cutoff_step_ratio) - 1:
+            pipeline._guidance_scale = 0.0
+        return callback_kwargs
+
+
+def test_callback_ends_guidance():
+    pipe = tiny_pipeline(scheduler="euler")
+    batches: list[int] = []
+    pipe.denoiser.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    made = latents_of(
+        pipe, [0], generator=seeded(0), guidance_interval=(0, 1), callback_on_step_end=Cutoff(cutoff_step_ratio=0.5)
+    )
+    assert batches == [2, 2, 1, 1]
+    assert pipe.num_timesteps == 4
+
+    def scale(pipeline, i, t, tensors):
+        seen.append(pipeline.guidance_scale)
+        pipeline._guidance_scale = 1.0 if i == 1 else pipeline._guidance_scale
+        return tensors
+
+    seen: list[float] = []
+    again = latents_of(pipe, [0], generator=seeded(0), guidance_interval=(0, 1), callback_on_step_end=scale)
+    assert seen == [3.0, 3.0, 1.0, 1.0]
+    torch.testing.assert_close(again, made)
+    seen.clear()
+    latents_of(pipe, [0], guidance_scale=5, callback_on_step_end=scale)
+    assert seen[0] == pipe.config["guidance_scale"] + 2 == 5.0
+    pipe([0], output_type="latent")
+    assert pipe.do_classifier_free_guidance
+    pipe(output_type="latent")
+    assert not pipe.do_classifier_free_guidance
+
+
+NUMBERS = [np.float32(8), np.int64(8), np.array(8.0), torch.tensor(8.0), torch.tensor(8), 8, Fraction(8)]
+
+
+@pytest.mark.parametrize("eight", NUMBERS, ids=repr)
+def test_numbers_are_numbers(eight):
+    pipe = tiny_pipeline()
+    output = pipe([0, 1], fps=eight, num_frames=eight, num_inference_steps=eight, output_type="latent")
+    assert output.fps == [8.0, 8.0] and all(type(rate) is float for rate in output.fps)
+    assert output.frames.shape == (2, 4, 4, 4, 4) and pipe.num_timesteps == 8
+    assert pipe([0, 1], fps=np.array([8, 12]), output_type="latent").fps == [8.0, 12.0]
+    assert pipe([0, 1], fps=torch.tensor([8, 12]), output_type="latent").fps == [8.0, 12.0]
 
 
 def test_offloading_follows_every_part():
@@ -302,6 +423,17 @@ WRONG_CALLS = [
     ({"class_labels": [0, 1], "fps": [8, 8, 8]}, "fps names 3 frame rates for 2 class labels"),
     ({"latents": torch.zeros(1, 4, 2, 4, 5)}, "this call needs (1, 4, 2, 4, 4)"),
     ({"generator": [seeded(0)] * 2}, "generator holds 2 generators for 1 videos"),
+    ({"fps": True}, "fps must be a number, not True"),
+    ({"fps": "8"}, "fps must be a number, not '8'"),
+    ({"class_labels": [0, 1], "fps": [8, "9"]}, "fps must be a number, not '9'"),
+    ({"fps": float("inf")}, "fps must be a number, not inf"),
+    ({"fps": None, "num_frames": "4"}, "num_frames must be a number, not '4'"),
+    ({"num_frames": 4.5}, "num_frames must be a whole number, not 4.5"),
+    ({"num_inference_steps": 3.5}, "num_inference_steps must be a whole number, not 3.5"),
+    ({"num_inference_steps": np.True_}, "num_inference_steps must be a number"),
+    ({"guidance_scale": "2"}, "guidance_scale must be a number, not '2'"),
+    ({"guidance_scale": float("nan")}, "guidance_scale must be a number, not nan"),
+    ({"guidance_interval": 0.5}, "guidance_interval is (lowest, highest)"),
     ({"output_type": "gif"}, "output_type must be one of pil, np, pt, latent"),
     ({"guidance_interval": (0.5, 1.5)}, "guidance_interval"),
     ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents' is there"),
@@ -327,6 +459,29 @@ def test_parts_that_do_not_fit():
         VQVDMPipeline(tiny_tokenizer(), tiny_denoiser(3), scheduler)
     with pytest.raises(InputError, match="id2label names class 3, the denoiser has 3 classes"):
         VQVDMPipeline(tiny_tokenizer(), tiny_denoiser(), scheduler, id2label={3: "down"})
+
+
+@pytest.mark.parametrize("way", ["push_to_hub", "save_pretrained"])
+def test_the_hub_gets_our_card(way, tmp_path, monkeypatch):
+    uploaded = {}
+
+    def upload(self, folder, repo_id, **_):
+        uploaded.update(repo=repo_id, files={path.name: path for path in Path(folder).iterdir()})
+        uploaded["card"] = (Path(folder) / "README.md").read_text()
+
+    repository = SimpleNamespace(repo_id="me/x")
+    for module in (hub_utils, pipeline_utils):
+        monkeypatch.setattr(module, "create_repo", lambda *_, **__: repository)
+        monkeypatch.setattr(module, "load_or_create_model_card", lambda *_, **__: ModelCard("---\n---\n# a stub"))
+    monkeypatch.setattr(hub_utils.PushToHubMixin, "_upload_folder", upload)
+    pipe = tiny_pipeline()
+    if way == "push_to_hub":
+        pipe.push_to_hub("me/x")
+    else:
+        pipe.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/x")
+    assert uploaded["repo"] == "me/x" and {"model_index.json", "denoiser"} <= set(uploaded["files"])
+    assert uploaded["card"] == pipe.card("me/x")
+    assert 'from_pretrained("me/x")' in uploaded["card"] and "- 2: up" in uploaded["card"]
 
 
 def test_model_card_is_the_hub_s_and_its_code_runs(tmp_path):

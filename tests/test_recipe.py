@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vqvdm import VideoDenoiser, VideoTokenizer
 from vqvdm.diffusion import Objective
 from vqvdm.discriminators import PatchDiscriminator
 from vqvdm.errors import InputError
@@ -36,6 +37,31 @@ def write(folder: Path, text: str, name: str = "mine.yaml") -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_networks_of_every_recipe_give_back_the_shapes_they_take(name: str) -> None:
+    """On the meta device, which knows shapes alone: the paper's networks would take minutes here."""
+    recipe = Recipe.load(name)
+    shape = (2, 3, recipe.data.frames, recipe.data.size, recipe.data.size)
+    latents = shape
+    with torch.device("meta"):
+        clip = torch.empty(shape)
+        if recipe.tokenizer is not None:
+            tokenizer = VideoTokenizer(**recipe.tokenizer.model)
+            for training in (True, False):
+                output = tokenizer.train(training)(clip)
+                assert output.reconstruction.shape == shape and output.tokens.shape[0] == 2
+            latents = (2, *tokenizer.latent_shape(*shape[2:]))
+            assert tokenizer.encode(clip).shape == tokenizer.encoder(clip).shape == latents
+            assert (
+                tokenizer.decode(torch.empty(latents)).shape == tokenizer.decoder(torch.empty(latents)).shape == shape
+            )
+            assert tokenizer.tokens(clip).shape == (2, *latents[2:])
+        denoiser = VideoDenoiser(**{"in_channels": latents[1], "num_classes": 3, **recipe.denoiser.model})
+        noisy = torch.empty(latents)
+        labels = torch.empty(2, dtype=torch.int64)
+        assert denoiser(noisy, torch.empty(2), labels, torch.empty(2)).shape == latents
 
 
 def test_packaged_names():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+import vqvdm.tokenizer
 from tiny_pipeline import tiny_pipeline
 from vqvdm import cli
 from vqvdm.errors import InputError
@@ -96,6 +97,27 @@ def test_settings_reach_the_pipeline(model, tmp_path):
     assert (said["steps"], said["guidance_scale"], said["scheduler"]) == (2, 1, "FlowMatchEulerDiscreteScheduler")
 
 
+def test_tiles_for_large_videos(model, tmp_path):
+    """Beyond a tile of 256 pixels the decoder is called for one tile at a time."""
+    large = {"classes": "0", "frames": 4, "height": 16, "width": 320, "steps": 1, "format": "png"}
+    extents = []
+    decode = vqvdm.tokenizer.Decoder.forward
+
+    def watched(self, z):
+        extents.append(z.shape[-1] * 4)
+        return decode(self, z)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vqvdm.tokenizer.Decoder, "forward", watched)
+        main(str(model), **large, out=tmp_path / "whole")
+        main(str(model), **large, tiled=True, out=tmp_path / "tiled")
+    assert extents == [320, 256, 256]
+    assert pixels(tmp_path / "tiled" / "left-00.png").shape == pixels(tmp_path / "whole" / "left-00.png").shape
+    tiny_pipeline(num_classes=0, pixels=True).save_pretrained(tmp_path / "free")
+    with pytest.raises(InputError, match="--tiled is for decoding, but this model makes pixels"):
+        main(str(tmp_path / "free"), tiled=True, out=tmp_path / "free")
+
+
 def test_without_classes(model, tmp_path):
     main(str(model), classes="none", count=3, out=tmp_path / "a")
     assert set(contents(tmp_path / "a")) == {"video-00.mp4", "video-01.mp4", "video-02.mp4", "sheet.png"}
@@ -122,7 +144,8 @@ WRONG = [
     ({"classes": "0,-1"}, "id -1 is out of range; the ids are 0 to 2: 0 left, 1 right, 2 up"),
     ({"count": 0}, "--count must be at least 1"),
     ({"seed": -1}, "--seed must be at least 0"),
-    ({"scheduler": "ddim"}, "no scheduler 'ddim' for prediction flow"),
+    ({"scheduler": "ddim"}, "no scheduler 'ddim' for prediction flow; there are dpm++, unipc, euler, heun"),
+    ({"scheduler": "dmp++"}, "no scheduler 'dmp++' for prediction flow; did you mean 'dpm++'? there are dpm++, unipc"),
     ({"width": 20}, "width 20 (must be a multiple of 8; the nearest is 16)"),
     ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
 ]
@@ -146,7 +169,9 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(model, tmp_pat
             main(str(model), out=out)
 
 
-@pytest.mark.parametrize("words", [["--classes=-1"], ["--classes", "-1"]])
+@pytest.mark.parametrize(
+    "words", [["--classes=-1"], ["--classes", "-1"], ["--classes", "-1,2"], ["--classes", "-1", "--steps", "1"]]
+)
 def test_a_negative_id_on_the_command_line(model, tmp_path, words, capsys):
     assert cli.main(["sample", str(model), *words, "--out", str(tmp_path / "out")]) == 2
     assert "id -1 is out of range; the ids are 0 to 2: 0 left" in capsys.readouterr().err

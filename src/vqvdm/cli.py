@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -86,9 +87,10 @@ def check_command(words: Sequence[str]) -> None:
 
 
 def join_overrides(arguments: Sequence[str]) -> list[str]:
-    """Turn dotted options into overrides, and put them last.
+    """Turn dotted options into overrides, and put them last; join what begins like a negative number to its option.
 
-    `--a.b 5` and `--a.b=5` become `a.b=5`; `--a.b` before another option or at the end becomes `a.b=true`.
+    `--a.b 5` and `--a.b=5` become `a.b=5`; `--a.b` before another option or at the end becomes `a.b=true`. `--a -1,2`
+    becomes `--a=-1,2`, which would else be taken for an option.
     """
     words: list[str] = []
     overrides: list[str] = []
@@ -97,7 +99,8 @@ def join_overrides(arguments: Sequence[str]) -> list[str]:
         word = rest.pop(0)
         name, equals, _ = word.partition("=")
         if not (name.startswith("--") and "." in name):
-            words.append(word)
+            negative = name.startswith("--") and not equals and rest and re.match(r"-\d", rest[0])
+            words.append(f"{word}={rest.pop(0)}" if negative else word)
         elif equals:
             overrides.append(word[2:])
         elif rest and not rest[0].startswith("--"):

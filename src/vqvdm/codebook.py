@@ -106,11 +106,11 @@ class EMACodebook(nn.Module):
     @property
     def ready(self) -> bool:
         """Whether the codes come from data; before the first training batch they are noise and quantise to nothing."""
-        return int(self.updates) > 0
+        return self.updates.is_meta or int(self.updates) > 0  # meta tensors hold no numbers, only shapes
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Replace each vector of `z` (b, dim, t, h, w) by its nearest code; in training mode also learn from it."""
-        return self._quantize(z, learn=self.training)
+        return self._quantize(z, learn=self.training and not z.is_meta)
 
     def snap(self, values: Tensor) -> QuantizerOutput:
         """The nearest codes of `values` (b, dim, t, h, w), this process alone and learning nothing in any mode."""
@@ -328,7 +328,7 @@ class RunningNorm(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(b, c, t, h, w), normalised, in the dtype of `z`; in training mode the averages learn from it first."""
-        if not self.training:
+        if not self.training or z.is_meta:
             return self.normalise(z)
         x = z.float()
         count = torch.full((len(self.mean),), x.numel() / x.shape[1], device=x.device)

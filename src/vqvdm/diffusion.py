@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -20,6 +21,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from vqvdm.errors import InputError
+from vqvdm.structure import did_you_mean
 
 TIMESTEPS = 1000  # the networks' clock: 0 is clean, 1000 is noise
 
@@ -109,6 +111,30 @@ class Objective:
         """alpha-bar of the discrete schedule, (1000,), exactly as the schedulers have it."""
         return DDPMScheduler(**self._discrete()).alphas_cumprod
 
+    def level_like(self, alpha: float, sigma: float) -> tuple[float, float, float]:
+        """Signal and noise factors and the network's timestep of the level whose ratio is sigma / alpha.
+
+        Beyond the levels of training it is the nearest of them.
+        """
+        if self.prediction == "flow":
+            level = sigma / (alpha + sigma)
+            return 1 - level, level, TIMESTEPS * level
+        bars = self.alphas_cumprod.double()
+        angles = torch.atan2((1 - bars).sqrt(), bars.sqrt()).numpy()  # of (sigma, alpha), rising
+        timestep = float(np.interp(math.atan2(sigma, alpha), angles, np.arange(TIMESTEPS)))
+        angle = float(np.interp(timestep, np.arange(TIMESTEPS), angles))
+        return math.cos(angle), math.sin(angle), timestep
+
+    def split(self, prediction: Tensor, noisy: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+        """x0 and noise, of which `noisy` is alpha x0 + sigma noise, from the network's prediction; the shape of all."""
+        if self.prediction == "epsilon":
+            return (noisy - sigma * prediction) / alpha, prediction
+        if self.prediction == "sample":
+            return prediction, (noisy - alpha * prediction) / sigma
+        # v = alpha noise - sigma x0; flow's velocity is noise - x0
+        x0 = (noisy if self.prediction == "flow" else alpha * noisy) - sigma * prediction
+        return x0, (noisy if self.prediction == "flow" else sigma * noisy) + alpha * prediction
+
     # --- sampling -----------------------------------------------------------------------------------------------
 
     def _discrete(self) -> dict[str, Any]:
@@ -127,12 +153,22 @@ class Objective:
         Args:
             name: "dpm++" (DPM-Solver++ 2M), "unipc", "euler", "heun" (flow only), "ddim" or "ddpm" (discrete only).
         """
-        makers = self._flow_schedulers() if self.prediction == "flow" else self._discrete_schedulers()
+        makers = self._schedulers()
         if name not in makers:
-            raise InputError(f"no scheduler {name!r} for prediction {self.prediction}; there are {', '.join(makers)}")
+            hint = did_you_mean(name, makers) or ";"
+            raise InputError(
+                f"no scheduler {name!r} for prediction {self.prediction}{hint} there are {', '.join(makers)}"
+            )
         return makers[name]()
 
-    def _flow_schedulers(self) -> dict[str, Callable[[], SchedulerMixin]]:
+    def scheduler_kinds(self) -> set[Any]:
+        """The classes that `make_scheduler` makes: they walk this noise with the network's own clock."""
+        return {maker.func for maker in self._schedulers().values()}
+
+    def _schedulers(self) -> dict[str, partial[Any]]:
+        return self._flow_schedulers() if self.prediction == "flow" else self._discrete_schedulers()
+
+    def _flow_schedulers(self) -> dict[str, partial[Any]]:
         flow = {
             "num_train_timesteps": TIMESTEPS,
             "use_flow_sigmas": True,
@@ -140,20 +176,20 @@ class Objective:
             "prediction_type": "flow_prediction",
         }
         return {
-            "dpm++": lambda: DPMSolverMultistepScheduler(**flow, solver_order=2),
-            "unipc": lambda: UniPCMultistepScheduler(**flow, solver_order=2),
-            "euler": lambda: FlowMatchEulerDiscreteScheduler(TIMESTEPS, shift=self.shift),
-            "heun": lambda: FlowMatchHeunDiscreteScheduler(TIMESTEPS, shift=self.shift),
+            "dpm++": partial(DPMSolverMultistepScheduler, **flow, solver_order=2),
+            "unipc": partial(UniPCMultistepScheduler, **flow, solver_order=2),
+            "euler": partial(FlowMatchEulerDiscreteScheduler, TIMESTEPS, shift=self.shift),
+            "heun": partial(FlowMatchHeunDiscreteScheduler, TIMESTEPS, shift=self.shift),
         }
 
-    def _discrete_schedulers(self) -> dict[str, Callable[[], SchedulerMixin]]:
+    def _discrete_schedulers(self) -> dict[str, partial[Any]]:
         common = self._discrete()
         return {
-            "dpm++": lambda: DPMSolverMultistepScheduler(**common, solver_order=2),
-            "unipc": lambda: UniPCMultistepScheduler(**common, solver_order=2),
-            "euler": lambda: EulerDiscreteScheduler(**common),
-            "ddim": lambda: DDIMScheduler(**common, clip_sample=False, set_alpha_to_one=True),
-            "ddpm": lambda: DDPMScheduler(**common, clip_sample=False),
+            "dpm++": partial(DPMSolverMultistepScheduler, **common, solver_order=2),
+            "unipc": partial(UniPCMultistepScheduler, **common, solver_order=2),
+            "euler": partial(EulerDiscreteScheduler, **common),
+            "ddim": partial(DDIMScheduler, **common, clip_sample=False, set_alpha_to_one=True),
+            "ddpm": partial(DDPMScheduler, **common, clip_sample=False),
         }
 
 

@@ -1,29 +1,21 @@
-"""What a user names, found: a model on disk or on the hub, a device, a scheduler."""
+"""What a user names, found: a model on disk or on the hub, a device."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from diffusers import SchedulerMixin
 from safetensors import SafetensorError
 
-from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.tokenizer import VideoTokenizer
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_SCHEDULES: Mapping[str, Literal["linear", "scaled_linear", "cosine"]] = {
-    "linear": "linear",
-    "scaled_linear": "scaled_linear",
-    "squaredcos_cap_v2": "cosine",
-}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -70,26 +62,6 @@ def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> Video
         assert folder is not None  # names on the hub are folders by now
         tokenizer = VideoTokenizer.from_pretrained(os.fspath(folder))
     return tokenizer.to(pick_device(device)).eval()  # pyrefly: ignore[bad-argument-type]
-
-
-def swap_scheduler(scheduler: SchedulerMixin, name: str) -> SchedulerMixin:
-    """Another scheduler for the noise that `scheduler` states, by the short names of `Objective.make_scheduler`.
-
-    Raises:
-        InputError: there is no such scheduler for this noise.
-    """
-    config: Mapping[str, Any] = scheduler.config  # type: ignore[attr-defined]
-    if "shift" in config or config.get("use_flow_sigmas"):
-        objective = Objective("flow", shift=config.get("flow_shift", config.get("shift", 1.0)))
-    else:
-        if config.get("beta_schedule") not in _SCHEDULES:
-            raise InputError(f"{type(scheduler).__name__} states no noise schedule that vqvdm trains on")
-        objective = Objective(
-            prediction=config["prediction_type"],
-            schedule=_SCHEDULES[config["beta_schedule"]],
-            zero_terminal_snr=config.get("rescale_betas_zero_snr", False),
-        )
-    return objective.make_scheduler(name)
 
 
 def _find(model: str | os.PathLike[str], places: Sequence[str], marker: str, what: str) -> Path | None:

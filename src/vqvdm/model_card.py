@@ -32,7 +32,7 @@ def model_card(
         num_classes: classes the denoiser knows, 0 if unconditional.
         denoiser, tokenizer: one line on each network; None says that pixels are diffused.
         scheduler: name of the scheduler's class.
-        noise: what matters of the scheduler's config, such as the prediction type.
+        noise: what the denoiser predicts, and from which noise.
     """
     about = dict(config["about"])
     kind = "class-conditional" if num_classes else "unconditional"
@@ -61,8 +61,8 @@ def _parts(denoiser: str, tokenizer: str | None, scheduler: str, noise: Mapping[
     settings = ", ".join(f"{name} {value}" for name, value in noise.items())
     rows = [
         ("tokenizer", tokenizer or "none: the denoiser works on pixels"),
-        ("denoiser", denoiser),
-        ("scheduler", f"{scheduler} ({settings})" if settings else scheduler),
+        ("denoiser", f"{denoiser} ({settings})"),
+        ("scheduler", scheduler),
     ]
     return "## Parts\n\n" + _table(("part", "what it is"), rows)
 
@@ -92,8 +92,8 @@ first_video = output.frames[0]  # a list of PIL images
 
 Or, from a shell: `vqvdm sample path/to/this/folder --out samples`.
 
-Defaults: {config["num_inference_steps"]} steps{guidance}. Any diffusers scheduler that fits the noise can be
-swapped in: `pipe.scheduler = SomeScheduler.from_config(pipe.scheduler.config)`."""
+Defaults: {config["num_inference_steps"]} steps{guidance}. The usual diffusers schedulers swap in:
+`pipe.scheduler = SomeScheduler.from_config(pipe.scheduler.config)`."""
 
 
 def _classes(id2label: Mapping[str, str], num_classes: int) -> str:

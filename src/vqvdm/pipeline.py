@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -29,14 +28,24 @@ from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
+from vqvdm.arguments import (
+    check_forms,
+    check_null_class,
+    count,
+    frame_rates,
+    noise_interval,
+    number,
+    one_generator_each,
+)
 from vqvdm.denoiser import VideoDenoiser
-from vqvdm.diffusion import guided
+from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
 from vqvdm.model_card import model_card
+from vqvdm.schedulers import Predict, adapted, fit, stated_objective
 from vqvdm.tokenizer import VideoTokenizer
 
 ClassLabel = str | int
-OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+OBJECTIVE = ("prediction", "schedule", "zero_terminal_snr", "shift")  # what sampling must know of the training
 SHOWN_CLASSES = 30  # named at most in a message
 HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py")
 # For people who know only `DiffusionPipeline.from_pretrained(..., custom_pipeline=..., trust_remote_code=True)`.
@@ -65,12 +74,14 @@ class VQVDMPipeline(DiffusionPipeline):
     Args:
         tokenizer: the 3D VQGAN whose latents are diffused; None diffuses pixels.
         denoiser: the latent video U-Net (the averaged weights of a training).
-        scheduler: any diffusers scheduler that agrees with the denoiser's noise and prediction type.
+        scheduler: one of `schedulers.fitting_schedulers`; a call sets its `prediction_type` to what it hands over.
         id2label: class id -> class name; None leaves the classes without names.
         fps, num_frames, height, width: what a call makes unless it says otherwise (frames per second, frames, pixels).
         num_inference_steps, guidance_scale: defaults of a call.
         guidance_interval: (lowest, highest) noise level, 0 clean to 1 noise, at which guidance acts. A mapping with
             the keys "low" and "high" is the form it is stored in, because the hub takes every list for a component.
+        diffusion: what the denoiser predicts, from which noise: `prediction`, `schedule`, `zero_terminal_snr` and
+            `shift` of an `Objective`. None takes what the scheduler states, so give it with a scheduler of another.
         about: facts for the model card, such as `data`, `license`, `seed`, `recipe`, `steps`; text and numbers. With
             `class_dropout` 0 the class was never left out in training, so calls that would leave it out are refused.
 
@@ -101,12 +112,14 @@ class VQVDMPipeline(DiffusionPipeline):
         num_inference_steps: int = 20,
         guidance_scale: float = 2.0,
         guidance_interval: Mapping[str, float] | Sequence[float] = (0.0, 1.0),
+        diffusion: Mapping[str, Any] | None = None,
         about: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(tokenizer=tokenizer, denoiser=denoiser, scheduler=scheduler)
         interval = guidance_interval
         low, high = (interval["low"], interval["high"]) if isinstance(interval, Mapping) else interval
+        stated = stated_objective(scheduler) if diffusion is None else Objective(**diffusion)
         self.register_to_config(
             id2label={str(key): str(name) for key, name in (id2label or {}).items()},
             fps=float(fps),
@@ -116,10 +129,13 @@ class VQVDMPipeline(DiffusionPipeline):
             num_inference_steps=int(num_inference_steps),
             guidance_scale=float(guidance_scale),
             guidance_interval={"low": float(low), "high": float(high)},
+            diffusion={name: getattr(stated, name) for name in OBJECTIVE},
             about=dict(about or {}),
         )
         self.video_processor = VideoProcessor(vae_scale_factor=1)
         self._interrupt = False
+        self._guidance_scale = float(guidance_scale)
+        self._num_timesteps = 0
         unknown = [key for key in self.id2label if not 0 <= key < self.num_classes]
         if unknown:
             raise InputError(f"id2label names class {unknown[0]}, the denoiser has {self.num_classes} classes")
@@ -143,6 +159,26 @@ class VQVDMPipeline(DiffusionPipeline):
     def labels(self) -> dict[str, int]:
         """Class name -> class id."""
         return {name: key for key, name in self.id2label.items()}
+
+    @property
+    def objective(self) -> Objective:
+        """What the denoiser predicts, and from which noise."""
+        return Objective(**self.config["diffusion"])
+
+    @property
+    def guidance_scale(self) -> float:
+        """That of the current call; a callback that sets `_guidance_scale` changes it from the next step on."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the current call guides (outside of the guidance interval it still does not)."""
+        return self._guidance_scale > 1 and self.num_classes > 0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the current call: calls of the denoiser, more than `num_inference_steps` with some schedulers."""
+        return self._num_timesteps
 
     @property
     def interrupt(self) -> bool:
@@ -193,19 +229,17 @@ class VQVDMPipeline(DiffusionPipeline):
         Raises:
             InputError: the tokenizer's or the denoiser's factors do not divide the size.
         """
-        for name, number in (("num_frames", num_frames), ("height", height), ("width", width)):
-            if number < 1:
-                raise InputError(f"{name} must be at least 1, not {number}")
+        num_frames, height, width = count("num_frames", num_frames), count("height", height), count("width", width)
         channels, t, h, w = (self.denoiser.config["in_channels"], num_frames, height, width)
         if self.tokenizer is not None:
             channels, t, h, w = self.tokenizer.latent_shape(num_frames, height, width)
         asked = {"num_frames": (num_frames, t), "height": (height, h), "width": (width, w)}
         unfit = []
-        for (name, (number, latent)), factor in zip(asked.items(), self.denoiser.factors, strict=True):
-            multiple = number // latent * factor
-            if number % multiple:
-                nearest = max(round(number / multiple), 1) * multiple
-                unfit.append(f"{name} {number} (must be a multiple of {multiple}; the nearest is {nearest})")
+        for (name, (length, latent)), factor in zip(asked.items(), self.denoiser.factors, strict=True):
+            multiple = length // latent * factor
+            if length % multiple:
+                nearest = max(round(length / multiple), 1) * multiple
+                unfit.append(f"{name} {length} (must be a multiple of {multiple}; the nearest is {nearest})")
         if unfit:
             raise InputError(f"the denoiser cannot make this size: {', '.join(unfit)}")
         return channels, t, h, w
@@ -239,7 +273,7 @@ class VQVDMPipeline(DiffusionPipeline):
             num_frames, height, width: size of each video; the model's own by default.
             fps: frames per second, one for all or one for each class label.
             num_inference_steps: steps of the scheduler.
-            guidance_scale: w in uncond + w (cond - uncond) (Ho and Salimans 2022); 1 is no guidance.
+            guidance_scale: w in uncond + w (cond - uncond) (Ho and Salimans 2022); 1 or less is no guidance.
             guidance_interval: (lowest, highest) noise level, 0 clean to 1 noise, at which guidance acts
                 (Kynkaanniemi et al. 2024).
             guidance_rescale: share of the guided prediction rescaled to the deviation of the conditional one
@@ -259,42 +293,44 @@ class VQVDMPipeline(DiffusionPipeline):
         Raises:
             InputError: an argument the model cannot serve; the message names it.
         """
-        config = self.config
-        num_frames = config["num_frames"] if num_frames is None else num_frames
-        height = config["height"] if height is None else height
-        width = config["width"] if width is None else width
-        steps = config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
-        scale = config["guidance_scale"] if guidance_scale is None else guidance_scale
-        default_interval = (config["guidance_interval"]["low"], config["guidance_interval"]["high"])
-        interval = default_interval if guidance_interval is None else guidance_interval
+        config, default = self.config, self.config["guidance_interval"]
+        size = [
+            config[name] if value is None else value
+            for name, value in (("num_frames", num_frames), ("height", height), ("width", width))
+        ]
+        steps = count(
+            "num_inference_steps", config["num_inference_steps"] if num_inference_steps is None else num_inference_steps
+        )
+        scale = number("guidance_scale", config["guidance_scale"] if guidance_scale is None else guidance_scale)
+        interval = noise_interval((default["low"], default["high"]) if guidance_interval is None else guidance_interval)
+        rescale, eta = number("guidance_rescale", guidance_rescale), number("eta", eta)
+        videos = count("num_videos_per_prompt", num_videos_per_prompt)
+        chunk = None if decode_chunk_size is None else count("decode_chunk_size", decode_chunk_size)
         tensor_inputs = callback_on_step_end_tensor_inputs
         if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
             tensor_inputs = callback_on_step_end.tensor_inputs
-        if not math.isfinite(scale):
-            raise InputError(f"guidance_scale must be a number, not {scale}")
-        _check_call(output_type, steps, num_videos_per_prompt, decode_chunk_size, interval, tensor_inputs)
+        check_forms(output_type, tensor_inputs, self._callback_tensor_inputs)
 
         label_ids = None if class_labels is None else self.get_label_ids(class_labels)
         if self.num_classes and config["about"].get("class_dropout") == 0:
-            _check_null_class(label_ids, scale)
-        prompts = 1 if label_ids is None else len(label_ids)
-        rates = _frame_rates(config["fps"] if fps is None else fps, prompts, num_videos_per_prompt)
-        batch = len(rates)
+            check_null_class(label_ids, scale)
+        rates = frame_rates(config["fps"] if fps is None else fps, len(label_ids or [None]), videos)
+        generators, seeds = one_generator_each(generator, len(rates))
+        shape = (len(rates), *self.latent_shape(*size))
         device = self._execution_device
-        generators, seeds = _one_generator_each(generator, batch)
-        shape = (batch, *self.latent_shape(num_frames, height, width))
         labels = None
         if label_ids is not None:
-            labels = torch.tensor(label_ids, device=device).repeat_interleave(num_videos_per_prompt)  # (b,)
-        else:
-            scale = 1.0
+            labels = torch.tensor(label_ids, device=device).repeat_interleave(videos)  # (b,)
+        self._guidance_scale = 1.0 if labels is None else scale
 
+        fit(self.scheduler, self.objective, bounded=self.tokenizer is None)
         self.scheduler.set_timesteps(steps, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
         latents = self._initial_noise(shape, generators, latents, device)
-        predict = self._predictor(labels, torch.tensor(rates, device=device), scale, interval, guidance_rescale)
+        predict = self._predictor(labels, torch.tensor(rates, device=device), interval, rescale)
         arguments = self._step_arguments(generators, eta)
         latents = self._denoise(latents, predict, arguments, callback_on_step_end, tensor_inputs)
-        frames = latents if output_type == "latent" else self._decode(latents, output_type, decode_chunk_size)
+        frames = latents if output_type == "latent" else self._decode(latents, output_type, chunk)
         self.maybe_free_model_hooks()
         output = VQVDMPipelineOutput(frames=frames, fps=rates, seeds=seeds)
         return output if return_dict else output.to_tuple()
@@ -310,10 +346,8 @@ class VQVDMPipeline(DiffusionPipeline):
         # Flow-matching schedulers have no such factor: their noise has deviation 1 by definition.
         return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def _predictor(
-        self, labels: Tensor | None, fps: Tensor, scale: float, interval: tuple[float, float], rescale: float
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """(scaled latents (b, c, t, h, w), timestep) -> prediction of the same shape, guided inside the interval."""
+    def _predictor(self, labels: Tensor | None, fps: Tensor, interval: tuple[float, float], rescale: float) -> Predict:
+        """(scaled latents (b, c, t, h, w), timestep, step) -> what the scheduler expects, guided in the interval."""
         latest: dict[str, Tensor] = {}
 
         def denoise(noisy: Tensor, timestep: Tensor, class_labels: Tensor | None, rates: Tensor) -> Tensor:
@@ -321,18 +355,17 @@ class VQVDMPipeline(DiffusionPipeline):
             latest["conditional"] = prediction[: len(fps)]  # the first half of a guided batch
             return prediction
 
-        denoise_guided = guided(denoise, self.num_classes, scale, interval)
-
-        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            prediction = denoise_guided(noisy, timestep, labels, fps)
+        def denoise_guided(noisy: Tensor, timestep: Tensor) -> Tensor:
+            scale = max(self.guidance_scale, 1.0)  # of this step: callbacks may change it
+            prediction = guided(denoise, self.num_classes, scale, interval)(noisy, timestep, labels, fps)
             return rescale_guidance(prediction, latest["conditional"], rescale) if rescale > 0 else prediction
 
-        return predict
+        return adapted(denoise_guided, self.objective, self.scheduler)
 
     def _denoise(
         self,
         latents: Tensor,
-        predict: Callable[[Tensor, Tensor], Tensor],
+        predict: Predict,
         step_arguments: dict[str, Any],
         callback: Callable[..., dict[str, Any]] | None,
         tensor_inputs: Sequence[str],
@@ -344,7 +377,7 @@ class VQVDMPipeline(DiffusionPipeline):
         for i, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             if self.interrupt:
                 continue
-            prediction = predict(scale_input(latents, t), t)
+            prediction = predict(scale_input(latents, t), t, i)
             latents = self.scheduler.step(prediction, t, latents, **step_arguments, return_dict=False)[0]
             if callback is not None:
                 replaced = callback(self, i, t, dict.fromkeys(tensor_inputs, latents))
@@ -377,17 +410,23 @@ class VQVDMPipeline(DiffusionPipeline):
         (folder / "pipeline.py").write_text(SHIM, encoding="utf-8")
         super().save_pretrained(os.fspath(folder), *args, **kwargs)
 
-    def card(self) -> str:
-        """The model card: Markdown with the hub's YAML header."""
-        shown = ("prediction_type", "beta_schedule", "rescale_betas_zero_snr", "use_flow_sigmas", "flow_shift", "shift")
-        noise = {name: self.scheduler.config[name] for name in shown if name in self.scheduler.config}
+    def _upload_folder(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """The last step of every way to the hub; just before it diffusers has put a card of its own over ours."""
+        (Path(working_dir) / "README.md").write_text(self.card(repo_id), encoding="utf-8")
+        return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
+
+    def card(self, repository: str | None = None) -> str:
+        """The model card: Markdown with the hub's YAML header; `repository` is the name its example loads."""
+        placed = {"repository": repository} if repository else {}
+        flow = self.config["diffusion"]["prediction"] == "flow"
+        stated = ("prediction", "shift") if flow else ("prediction", "schedule", "zero_terminal_snr")
         return model_card(
-            config=self.config,
+            config={**self.config, "about": {**placed, **self.config["about"]}},
             num_classes=self.num_classes,
             denoiser=_network_line(self.denoiser),
             tokenizer=None if self.tokenizer is None else _network_line(self.tokenizer),
             scheduler=type(self.scheduler).__name__,
-            noise=noise,
+            noise={name.replace("_", " "): self.config["diffusion"][name] for name in stated},
         )
 
     @classmethod
@@ -414,58 +453,3 @@ def rescale_guidance(prediction: Tensor, conditional: Tensor, share: float) -> T
 def _network_line(network: VideoTokenizer | VideoDenoiser) -> str:
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     return f"{type(network).__name__}, {millions:.2f} million parameters"
-
-
-def _check_call(
-    output_type: str, steps: int, videos: int, chunk: int | None, interval: tuple[float, ...], inputs: Sequence[str]
-) -> None:
-    if output_type not in OUTPUT_TYPES:
-        raise InputError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
-    counts = (("num_inference_steps", steps), ("num_videos_per_prompt", videos), ("decode_chunk_size", chunk))
-    for name, number in counts:
-        if number is not None and number < 1:
-            raise InputError(f"{name} must be at least 1, not {number}")
-    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
-        raise InputError(f"guidance_interval is (lowest, highest) noise level within 0..1, not {interval}")
-    unknown = set(inputs) - set(VQVDMPipeline._callback_tensor_inputs)
-    if unknown:
-        raise InputError(f"callback_on_step_end_tensor_inputs: only 'latents' is there, not {sorted(unknown)}")
-
-
-def _check_null_class(label_ids: list[int] | None, scale: float) -> None:
-    """Refuse what needs the null class, for a model that never met it."""
-    if label_ids is None:
-        raise InputError("class_labels: this model was trained with class_dropout 0 and makes nothing without a class")
-    if scale != 1:
-        raise InputError(
-            f"guidance_scale must be 1, not {scale:g}: this model was trained with class_dropout 0, so there is "
-            "nothing that guidance could compare with"
-        )
-
-
-def _frame_rates(fps: float | Sequence[float], prompts: int, videos: int) -> list[float]:
-    """One frame rate for each video of the batch, in its order."""
-    rates = [float(fps)] * prompts if isinstance(fps, int | float) else [float(rate) for rate in fps]
-    if len(rates) != prompts:
-        raise InputError(f"fps names {len(rates)} frame rates for {prompts} class labels")
-    wrong = [rate for rate in rates if not (math.isfinite(rate) and rate > 0)]
-    if wrong:
-        raise InputError(f"fps must be a frame rate above 0, not {wrong[0]}")
-    return [rate for rate in rates for _ in range(videos)]
-
-
-def _one_generator_each(
-    generator: torch.Generator | list[torch.Generator] | None, batch: int
-) -> tuple[list[torch.Generator], list[int]]:
-    """A generator and its seed for each video: those given, or ones whose seeds the given one draws in order.
-
-    Drawn generators live on the CPU, so that a seed means the same video on every device.
-    """
-    if isinstance(generator, list | tuple):
-        if len(generator) != batch:
-            raise InputError(f"generator holds {len(generator)} generators for {batch} videos; give one, or one each")
-        return list(generator), [each.initial_seed() for each in generator]
-    device = "cpu" if generator is None else generator.device
-    # Below 2**53, so that a seed survives JSON readers that know only floating-point numbers.
-    seeds = [int(torch.randint(2**53, (1,), generator=generator, device=device)) for _ in range(batch)]
-    return [torch.Generator().manual_seed(seed) for seed in seeds], seeds

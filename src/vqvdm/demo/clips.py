@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from vqvdm.data.toy import ToyMotions
 from vqvdm.demo.files import write_bytes
 from vqvdm.judge import CLASSES, Judgement, judge
-from vqvdm.loading import load_pipeline, load_tokenizer, swap_scheduler
+from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.recipe import Recipe
 from vqvdm.verbs.reconstruct import reconstruct
 from vqvdm.verbs.sample import generate, make_orders
@@ -86,7 +86,7 @@ class UnseenClips(Dataset):
 def generate_clips(recipe: Recipe, run: Path, clips: int, rates: Sequence[float], key: str) -> list[Generated]:
     """`clips` clips of every class at each of `rates`, from the same seeds; kept in `run`/clips under `key`."""
     pipeline = load_pipeline(run)
-    pipeline.scheduler = swap_scheduler(pipeline.scheduler, recipe.sampling.scheduler)
+    pipeline.scheduler = pipeline.objective.make_scheduler(recipe.sampling.scheduler)
     orders = make_orders(pipeline, None, clips, seed=0)
     arguments = {  # the recipe's, which may have changed since the pipeline was saved
         "num_inference_steps": recipe.sampling.steps,

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from vqvdm import __version__
 from vqvdm.errors import InputError
+from vqvdm.lock import sole_writer
 from vqvdm.recipe import Recipe, TrainingRecipe
 from vqvdm.structure import plain
 from vqvdm.train.checkpoint import (
@@ -34,7 +35,6 @@ from vqvdm.train.checkpoint import (
     write_checkpoint,
 )
 from vqvdm.train.interrupt import Interrupt
-from vqvdm.train.lock import sole_training
 from vqvdm.train.log import Log, Meter, Progress
 from vqvdm.train.optimization import fast_bf16
 from vqvdm.train.order import Batch, Order, seed_of, updates
@@ -85,10 +85,10 @@ def train(
         description: heads the progress bar.
 
     Raises:
-        InputError: another training at work in `run`, a checkpoint of another architecture, a full disk, or NaN twice.
+        InputError: another writer at work in `run`, a checkpoint of another architecture, a full disk, or NaN twice.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    with sole_training(run) if accelerator.is_main_process else nullcontext():
+    with sole_writer(run) if accelerator.is_main_process else nullcontext():
         return _train(stage, accelerator, dataset, recipe, run, description)
 
 

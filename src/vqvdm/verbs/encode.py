@@ -9,6 +9,7 @@ from vqvdm.data import open_dataset
 from vqvdm.errors import InputError
 from vqvdm.latents import StorageType, write_latents
 from vqvdm.loading import load_tokenizer, pick_device
+from vqvdm.lock import sole_writer
 from vqvdm.recipe import Recipe, run_folder
 
 
@@ -40,26 +41,28 @@ def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device:
     """Write `run`/latents from `run`/tokenizer and the recipe's training clips; return the cache's folder.
 
     Raises:
-        InputError: the recipe has no tokenizer, the run has none yet, or the data cannot be read or stored.
+        InputError: the recipe has no tokenizer, the run has none yet, another process writes in the run, or the data
+            cannot be read or stored.
     """
     if recipe.tokenizer is None:
         raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null); it needs no latents")
     if not (run / "tokenizer" / "config.json").is_file():
         raise InputError(f"{run} holds no tokenizer; train one first: vqvdm train tokenizer RECIPE --run {run}")
-    tokenizer = load_tokenizer(run / "tokenizer", device)
-    data = recipe.encoded_data()
-    dataset = open_dataset(data, "train")
-    return write_latents(
-        tokenizer,
-        dataset,
-        run / "latents",
-        windows=recipe.latents.windows,
-        flips=recipe.latents.flips,
-        batch_size=recipe.latents.batch,
-        shard_size=recipe.latents.shard,
-        data={name: value for name, value in asdict(data).items() if name != "workers"},
-        digest=dataset.digest(),
-        dtype=dtype,
-        workers=recipe.data.workers,
-        device=pick_device(device),
-    )
+    with sole_writer(run):
+        tokenizer = load_tokenizer(run / "tokenizer", device)
+        data = recipe.encoded_data()
+        dataset = open_dataset(data, "train")
+        return write_latents(
+            tokenizer,
+            dataset,
+            run / "latents",
+            windows=recipe.latents.windows,
+            flips=recipe.latents.flips,
+            batch_size=recipe.latents.batch,
+            shard_size=recipe.latents.shard,
+            data={name: value for name, value in asdict(data).items() if name != "workers"},
+            digest=dataset.digest(),
+            dtype=dtype,
+            workers=recipe.data.workers,
+            device=pick_device(device),
+        )

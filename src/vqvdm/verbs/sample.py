@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import vqvdm
 from vqvdm.errors import InputError
-from vqvdm.loading import load_pipeline, swap_scheduler
+from vqvdm.loading import load_pipeline
 from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
 from vqvdm.video import Video, check_writable, to_video, write_sheet, write_video
 
@@ -49,6 +49,7 @@ def main(
     out: Path = Path("samples"),
     format: Format = "mp4",
     batch: int = 8,
+    tiled: bool = False,
     device: str = "auto",
     dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
@@ -71,6 +72,7 @@ def main(
         out: folder for the files; made if absent.
         format: of the files; png is a row of frames.
         batch: videos made at a time; changes memory and time, not the videos.
+        tiled: decode in overlapping tiles, for long or large videos.
         device: cpu, cuda, mps or auto.
         dtype: in which the networks compute.
     """
@@ -80,7 +82,11 @@ def main(
     check_writable(out)
     pipeline = load_pipeline(model, device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     if scheduler is not None:
-        pipeline.scheduler = swap_scheduler(pipeline.scheduler, scheduler)
+        pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
+    if tiled:
+        if pipeline.tokenizer is None:
+            raise InputError("--tiled is for decoding, but this model makes pixels without a tokenizer; leave it out")
+        pipeline.tokenizer.enable_tiling()
     orders = make_orders(pipeline, classes, count, seed)
     arguments = {
         "fps": fps,

@@ -16,7 +16,7 @@ def show(recipe: str, *overrides: str) -> None:
     overrides
         Changes as key=value with dotted keys, such as tokenizer.training.steps=500.
     """
-    print(Recipe.load(recipe, overrides).to_yaml(), end="")
+    print(Recipe.load(recipe, overrides, check_models=True).to_yaml(), end="")
 
 
 def names() -> None:

@@ -1,4 +1,4 @@
-"""One training at a time in a run folder: two would mix up each other's log, checkpoints and exports."""
+"""One writer at a time in a run folder: two would mix up each other's log, checkpoints, latents and exports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def sole_training(run: Path) -> Iterator[None]:
+def sole_writer(run: Path) -> Iterator[None]:
     """Hold the run folder's lock within the block; however the process ends, the system gives it back.
 
     Args:
@@ -34,7 +34,7 @@ def sole_training(run: Path) -> Iterator[None]:
         if not _locked(file):
             file.seek(0)
             raise InputError(
-                f"another training is at work in {run} (process {file.read().strip() or 'unknown'}); "
+                f"another training or encoding is at work in {run} (process {file.read().strip() or 'unknown'}); "
                 "wait for its end or stop it, or take another folder (--run)"
             )
         file.truncate(0)

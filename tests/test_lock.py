@@ -1,4 +1,4 @@
-"""Two trainings in one run folder: the second one is refused."""
+"""Two writers in one run folder, trainings or encodings: the second one is refused."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from tiny_pipeline import tiny_tokenizer
 from tiny_training import open_tiny, tiny_recipe
+from vqvdm import lock
 from vqvdm.errors import InputError
-from vqvdm.train import lock
+from vqvdm.lock import LOCK, sole_writer
 from vqvdm.train import tokenizer as module
-from vqvdm.train.lock import LOCK, sole_training
 from vqvdm.train.tokenizer import _TokenizerStage, train_tokenizer
+from vqvdm.verbs import encode as verb
+from vqvdm.verbs.encode import encode
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -50,12 +53,33 @@ def test_a_second_training_is_refused_and_writes_nothing(tmp_path: Path) -> None
     with other(tmp_path) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "locked\n"
-        message = f"another training is at work in {tmp_path} (process 1234 on elsewhere)"
+        message = f"another training or encoding is at work in {tmp_path} (process 1234 on elsewhere)"
         with pytest.raises(InputError, match=re.escape(message)):
             train_tokenizer(tiny_recipe(steps=1), tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [LOCK]
         process.communicate("")
     train_tokenizer(tiny_recipe(steps=1), tmp_path)  # it has ended: nothing to clear away
+
+
+def test_an_encoding_is_refused_beside_a_training_or_another(tmp_path: Path) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    with other(tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match=re.escape(f"encoding is at work in {tmp_path} (process 1234")):
+            encode(tiny_recipe(), tmp_path)
+        assert not (tmp_path / "latents").exists()
+        process.communicate("")
+
+
+def test_an_encoding_holds_the_lock_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.setattr(verb, "open_dataset", lambda *_: None)
+    monkeypatch.setattr(verb, "write_latents", lambda *_, **__: seen.append(other(tmp_path).communicate("")[1].strip()))
+    encode(tiny_recipe(), tmp_path)
+    assert seen == ["held"]
+    assert other(tmp_path).communicate("")[0] == "locked\n"
 
 
 def test_a_training_holds_the_lock_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,8 +101,8 @@ def test_a_system_without_locks_goes_without(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(lock.fcntl, "lockf", refuse)
-    with sole_training(tmp_path):
+    with sole_writer(tmp_path):
         pass
     monkeypatch.setattr(lock, "fcntl", None)
-    with sole_training(tmp_path):
+    with sole_writer(tmp_path):
         pass

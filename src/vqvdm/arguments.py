@@ -1,0 +1,95 @@
+"""The arguments of one sampling call, checked and brought into one form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vqvdm.errors import InputError
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def number(name: str, value: Any) -> float:
+    """A finite number from Python, NumPy or torch; truth values and text are none."""
+    if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise InputError(f"{name} must be a number, not {value!r}")
+    return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    """A whole number of at least 1; 4.0 is one, 3.5 and "4" are not."""
+    whole = number(name, value)
+    if whole != int(whole):
+        raise InputError(f"{name} must be a whole number, not {value!r}")
+    if whole < 1:
+        raise InputError(f"{name} must be at least 1, not {value!r}")
+    return int(whole)
+
+
+def check_forms(output_type: str, tensor_inputs: Sequence[str], known_inputs: Sequence[str]) -> None:
+    """Refuse an output type or callback tensors that do not exist."""
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+    unknown = set(tensor_inputs) - set(known_inputs)
+    if unknown:
+        raise InputError(f"callback_on_step_end_tensor_inputs: only 'latents' is there, not {sorted(unknown)}")
+
+
+def noise_interval(interval: Any) -> tuple[float, float]:
+    """(lowest, highest) noise level at which guidance acts."""
+    problem = InputError(f"guidance_interval is (lowest, highest) noise level within 0..1, not {interval}")
+    if not isinstance(interval, Sequence | np.ndarray | Tensor) or isinstance(interval, str) or len(interval) != 2:
+        raise problem
+    low, high = (number("guidance_interval", level) for level in interval)
+    if not 0 <= low <= high <= 1:
+        raise problem
+    return low, high
+
+
+def check_null_class(label_ids: list[int] | None, scale: float) -> None:
+    """Refuse what needs the null class, for a model that never met it."""
+    if label_ids is None:
+        raise InputError("class_labels: this model was trained with class_dropout 0 and makes nothing without a class")
+    if scale > 1:
+        raise InputError(
+            f"guidance_scale must be 1, not {scale:g}: this model was trained with class_dropout 0, so there is "
+            "nothing that guidance could compare with"
+        )
+
+
+def frame_rates(fps: Any, prompts: int, videos: int) -> list[float]:
+    """One frame rate for each video of the batch, in its order."""
+    several = isinstance(fps, Sequence | np.ndarray | Tensor) and not isinstance(fps, str) and np.ndim(fps) > 0
+    rates = [number("fps", rate) for rate in (fps if several else [fps] * prompts)]
+    if len(rates) != prompts:
+        raise InputError(f"fps names {len(rates)} frame rates for {prompts} class labels")
+    wrong = [rate for rate in rates if rate <= 0]
+    if wrong:
+        raise InputError(f"fps must be a frame rate above 0, not {wrong[0]}")
+    return [rate for rate in rates for _ in range(videos)]
+
+
+def one_generator_each(
+    generator: torch.Generator | list[torch.Generator] | None, batch: int
+) -> tuple[list[torch.Generator], list[int]]:
+    """A generator and its seed for each video: those given, or ones whose seeds the given one draws in order.
+
+    Drawn generators live on the CPU, so that a seed means the same video on every device.
+    """
+    if isinstance(generator, list | tuple):
+        if len(generator) != batch:
+            raise InputError(f"generator holds {len(generator)} generators for {batch} videos; give one, or one each")
+        return list(generator), [each.initial_seed() for each in generator]
+    device = "cpu" if generator is None else generator.device
+    # Below 2**53, so that a seed survives JSON readers that know only floating-point numbers.
+    seeds = [int(torch.randint(2**53, (1,), generator=generator, device=device)) for _ in range(batch)]
+    return [torch.Generator().manual_seed(seed) for seed in seeds], seeds

@@ -1,0 +1,144 @@
+"""diffusers' schedulers on denoisers of every objective: each must sample the Gaussian whose best denoiser is known."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from vqvdm.diffusion import TIMESTEPS, Objective
+from vqvdm.errors import InputError
+from vqvdm.schedulers import adapted, fit, fitting_schedulers, stated_objective
+
+torch.set_num_threads(1)
+
+MEAN, DEVIATION = 0.5, 0.3
+OBJECTIVES = {
+    "flow": Objective("flow"),
+    "shifted flow": Objective("flow", shift=3.0),
+    "v": Objective("v_prediction"),
+    "sample": Objective("sample", schedule="scaled_linear"),
+    "epsilon": Objective("epsilon", zero_terminal_snr=False),
+    "linear epsilon": Objective("epsilon", "linear", zero_terminal_snr=False),
+}
+
+
+def best_denoiser(objective: Objective):
+    """E[target | noisy] where x0 is normal with MEAN and DEVIATION, at whole and fractional timesteps."""
+    angles = torch.atan2((1 - objective.alphas_cumprod).sqrt(), objective.alphas_cumprod.sqrt()).double()
+
+    def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
+        t = float(timestep)
+        if objective.prediction == "flow":
+            a, s = 1 - t / TIMESTEPS, t / TIMESTEPS
+        else:
+            low = min(int(t), TIMESTEPS - 2)
+            angle = angles[low].lerp(angles[low + 1], t - low)
+            a, s = float(angle.cos()), float(angle.sin())
+        centred = (noisy - a * MEAN) / (a * a * DEVIATION**2 + s * s)
+        noise, x0 = s * centred, MEAN + a * DEVIATION**2 * centred
+        return {"flow": noise - x0, "epsilon": noise, "sample": x0, "v_prediction": a * noise - s * x0}[
+            objective.prediction
+        ]
+
+    return denoise
+
+
+def sampled(scheduler: Any, objective: Objective, steps: int) -> Tensor:
+    """20,000 numbers, as the pipeline samples them."""
+    fit(scheduler, objective, bounded=False)
+    scheduler.set_timesteps(steps)
+    predict = adapted(best_denoiser(objective), objective, scheduler)
+    generator = torch.Generator().manual_seed(0)
+    taken = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    x = torch.randn(1, 1, 1, 1, 20_000, generator=generator) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    for i, t in enumerate(scheduler.timesteps):
+        shown = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(predict(shown, t, i), t, x, **taken, return_dict=False)[0]
+    return x
+
+
+@pytest.mark.parametrize("kind", fitting_schedulers(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_every_fitting_scheduler_samples_the_gaussian_of_every_objective(kind: Any, objective: Objective) -> None:
+    scheduler = kind.from_config(objective.make_scheduler("dpm++").config)
+    first_order_noise = "DDPM" in kind.__name__ or kind is diffusers.EulerAncestralDiscreteScheduler
+    x = sampled(scheduler, objective, 300 if first_order_noise else 100)
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert x.std().item() == pytest.approx(DEVIATION, rel=0.05)
+
+
+@pytest.mark.parametrize("settings", [{"use_karras_sigmas": True}, {"use_exponential_sigmas": True}], ids=str)
+@pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "HeunDiscreteScheduler", "DEISMultistepScheduler"])
+def test_other_noise_levels_are_met_too(kind: str, settings: dict[str, bool]) -> None:
+    for objective in (OBJECTIVES["flow"], OBJECTIVES["linear epsilon"]):
+        config = objective.make_scheduler("euler").config
+        scheduler = getattr(diffusers, kind).from_config(config, timestep_spacing="linspace", **settings)
+        x = sampled(scheduler, objective, 100)
+        assert (x.mean().item(), x.std().item()) == pytest.approx((MEAN, DEVIATION), abs=0.02)
+
+
+def test_what_swaps_in_swaps_out_again() -> None:
+    """The config goes from one scheduler to the next: what it says of the prediction must not stick."""
+    for objective in OBJECTIVES.values():
+        scheduler = objective.make_scheduler("dpm++")
+        for kind in ("PNDMScheduler", "EulerDiscreteScheduler", "DDIMScheduler", "DPMSolverMultistepScheduler"):
+            scheduler = getattr(diffusers, kind).from_config(scheduler.config)
+            x = sampled(scheduler, objective, 60)
+            assert (x.mean().item(), x.std().item()) == pytest.approx((MEAN, DEVIATION), abs=0.025), kind
+
+
+def test_own_schedulers_get_the_network_s_own_answer() -> None:
+    for objective in OBJECTIVES.values():
+        for name in ("dpm++", "unipc", "euler", "heun" if objective.prediction == "flow" else "ddim"):
+            scheduler, stated = objective.make_scheduler(name), dict(objective.make_scheduler(name).config)
+            fit(scheduler, objective, bounded=False)
+            assert dict(scheduler.config) == stated
+            scheduler.set_timesteps(5)
+            asked = []
+            predict = adapted(lambda x, t, asked=asked: (asked.append(t), x + 1)[1], objective, scheduler)
+            x, t = torch.randn(1, 1, 1, 1, 4), scheduler.timesteps[1]
+            assert torch.equal(predict(x, t, 1), x + 1)
+            assert asked == [t]
+
+
+@pytest.mark.parametrize(
+    "kind", ["IPNDMScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "LCMScheduler", "TCDScheduler"]
+)
+def test_what_would_sample_wrongly_is_refused(kind: str) -> None:
+    scheduler = getattr(diffusers, kind)()
+    with pytest.raises(InputError, match=rf"{kind} would not sample .* these diffusers schedulers do: FlowMatchEuler"):
+        fit(scheduler, Objective(), bounded=False)
+
+
+def test_only_bounded_data_is_cut() -> None:
+    for bounded in (False, True):
+        scheduler = diffusers.DDIMScheduler(clip_sample=True)
+        fit(scheduler, OBJECTIVES["v"], bounded=bounded)
+        assert scheduler.config["clip_sample"] == bounded
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_levels_of_equal_ratio(objective: Objective) -> None:
+    for alpha, sigma in ((0.95, 0.1), (0.5, 0.5), (0.6, 3.0)):
+        a, s, timestep = objective.level_like(alpha, sigma)
+        assert s / a == pytest.approx(sigma / alpha)
+        noise, x0 = torch.randn(4, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
+        target = {"flow": noise - x0, "epsilon": noise, "sample": x0, "v_prediction": a * noise - s * x0}
+        split = objective.split(target[objective.prediction], a * x0 + s * noise, a, s)
+        torch.testing.assert_close(split, (x0, noise))
+        if objective.prediction != "flow":
+            bar = float(objective.alphas_cumprod[round(timestep)])
+            assert a == pytest.approx(bar**0.5, abs=2e-3)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+def test_schedulers_state_their_objective(objective: Objective) -> None:
+    names = ("dpm++", "unipc", "euler", "heun") if objective.prediction == "flow" else ("dpm++", "euler", "ddim")
+    assert {stated_objective(objective.make_scheduler(name)) for name in names} == {objective}
+    with pytest.raises(InputError, match="EDMEulerScheduler states no noise schedule that vqvdm trains on"):
+        stated_objective(diffusers.EDMEulerScheduler())
