@@ -60,9 +60,9 @@ def write_video(path: str | Path, video: Video, fps: float, metadata: Mapping[st
     comment = None if metadata is None else json.dumps(dict(metadata))
     match path.suffix.lower():
         case ".mp4" | ".webm" as suffix:
-            _write_file(path, _encode(video, fps, suffix[1:], comment))
+            write_bytes(path, _encode(video, fps, suffix[1:], comment))
         case ".gif" | ".webp" as suffix:
-            _write_file(path, _encode_animation(video, fps, suffix[1:], comment))
+            write_bytes(path, _encode_animation(video, fps, suffix[1:], comment))
         case ".png":
             write_sheet(path, [video], frames=len(video), metadata=metadata)
         case _:
@@ -82,7 +82,7 @@ def write_sheet(
         info.add_text("Comment", json.dumps(dict(metadata)))
     buffer = io.BytesIO()
     Image.fromarray(sheet(videos, labels, frames)).save(buffer, "PNG", pnginfo=info)
-    _write_file(Path(path), buffer.getvalue())
+    write_bytes(Path(path), buffer.getvalue())
 
 
 def _check_video(video: Video) -> None:
@@ -150,7 +150,7 @@ def check_writable(folder: str | Path) -> None:
         raise InputError(f"{folder}: files cannot be written there ({error.strerror or error})") from error
 
 
-def _write_file(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes) -> None:
     """Write beside the target, then rename: a half-written file never carries the name."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from io import BytesIO
@@ -13,9 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vqvdm import __version__
-from vqvdm.errors import InputError
 from vqvdm.judge import CLASSES
-from vqvdm.video import Video, grid, sheet, write_video
+from vqvdm.video import Video, grid, sheet, write_bytes, write_video
 
 if TYPE_CHECKING:
     from vqvdm.demo.clips import Generated, Unseen
@@ -24,19 +22,6 @@ Clip = TypeVar("Clip", "Generated", "Unseen")
 
 SIDE = 128  # pixels of a side in the video files and, halved, in the sheet: small clips are enlarged
 SHEET_FRAMES = 8
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside the target, then rename, so that a half-written file never carries the name."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
