@@ -115,6 +115,39 @@ def test_what_would_sample_wrongly_is_refused(kind: str) -> None:
         fit(scheduler, Objective(), bounded=False)
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("DPMSolverMultistepScheduler", "use_karras_sigmas"),
+        ("DPMSolverMultistepScheduler", "use_lu_lambdas"),
+        ("UniPCMultistepScheduler", "use_exponential_sigmas"),
+        ("DEISMultistepScheduler", "use_karras_sigmas"),
+        ("FlowMatchEulerDiscreteScheduler", "stochastic_sampling"),
+        ("FlowMatchEulerDiscreteScheduler", "invert_sigmas"),
+        ("FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting"),
+    ],
+)
+def test_settings_that_spoil_a_flow_are_refused(kind: str, setting: str) -> None:
+    scheduler = getattr(diffusers, kind).from_config(OBJECTIVES["flow"].make_scheduler().config, **{setting: True})
+    for objective in (OBJECTIVES["flow"], OBJECTIVES["v"]):
+        with pytest.raises(InputError, match=rf"{kind} with {setting} would not sample .*{setting}=False"):
+            fit(scheduler, objective, bounded=False)
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind", "settings"),
+    [
+        ("flow", "FlowMatchEulerDiscreteScheduler", {"num_train_timesteps": 500}),
+        ("linear epsilon", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+        ("v", "EulerDiscreteScheduler", {"timestep_type": "continuous"}),
+    ],
+)
+def test_other_clocks_and_levels_of_own_kinds_are_met_too(objective: str, kind: str, settings: dict[str, Any]) -> None:
+    config = OBJECTIVES[objective].make_scheduler().config
+    x = sampled(getattr(diffusers, kind).from_config(config, **settings), OBJECTIVES[objective], 100)
+    assert (x.mean().item(), x.std().item()) == pytest.approx((MEAN, DEVIATION), abs=0.02)
+
+
 def test_only_bounded_data_is_cut() -> None:
     for bounded in (False, True):
         scheduler = diffusers.DDIMScheduler(clip_sample=True)

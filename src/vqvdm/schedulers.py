@@ -17,8 +17,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Tensor
 
-from vqvdm.diffusion import Denoise, Objective
+from vqvdm.diffusion import TIMESTEPS, Denoise, Objective
 from vqvdm.errors import InputError
+
+_FLOW_MATCHING = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 
 Predict = Callable[[Tensor, Tensor, int], Tensor]  # (scaled sample, timestep, step) -> what `step` expects
 
@@ -27,14 +29,16 @@ _SCHEDULES: Mapping[str, Literal["linear", "scaled_linear", "cosine"]] = {
     "scaled_linear": "scaled_linear",
     "squaredcos_cap_v2": "cosine",
 }
+# Settings with which a scheduler that walks a flow gives NaN, another deviation, or an error of its own.
+_NOT_FLOW_SIGMAS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_NOT_FLOW_MATCHING = ("stochastic_sampling", "invert_sigmas", "use_dynamic_shifting")
 
 
 @cache
 def fitting_schedulers() -> tuple[type, ...]:
     """The kinds that sample a known Gaussian rightly; named only when asked for, as diffusers imports scipy for one."""
     return (
-        FlowMatchEulerDiscreteScheduler,
-        FlowMatchHeunDiscreteScheduler,
+        *_FLOW_MATCHING,
         diffusers.DDIMScheduler,
         diffusers.DDIMParallelScheduler,
         diffusers.DDPMScheduler,
@@ -81,7 +85,7 @@ def fit(scheduler: Any, objective: Objective, bounded: bool) -> None:
         bounded: whether clean data lies in -1..1; schedulers that cut it to that range must not cut latents.
 
     Raises:
-        InputError: no tested scheduler; names those that are.
+        InputError: no tested scheduler, which names those that are; or one with a setting that spoils it.
     """
     if not isinstance(scheduler, fitting_schedulers()):
         names = ", ".join(kind.__name__.removesuffix("Scheduler") for kind in fitting_schedulers())
@@ -89,6 +93,14 @@ def fit(scheduler: Any, objective: Objective, bounded: bool) -> None:
             f"{type(scheduler).__name__} would not sample what this model has learnt; "
             f"these diffusers schedulers do: {names}"
         )
+    if _walks_flow(scheduler):
+        spoiling = _NOT_FLOW_MATCHING if isinstance(scheduler, _FLOW_MATCHING) else _NOT_FLOW_SIGMAS
+        for setting in spoiling:
+            if _has(scheduler, setting):
+                raise InputError(
+                    f"{type(scheduler).__name__} with {setting} would not sample what this model has learnt; "
+                    f"leave it out: from_config(..., {setting}=False)"
+                )
     kept = objective.prediction if _agrees(scheduler, objective) else "v_prediction"
     wanted = "flow_prediction" if _walks_flow(scheduler) else kept
     if scheduler.config.get("prediction_type", wanted) != wanted:
@@ -114,19 +126,25 @@ def adapted(denoise: Denoise, objective: Objective, scheduler: Any) -> Predict:
 
 
 def _walks_flow(scheduler: Any) -> bool:
-    """Whether its samples are (1 - sigma) x0 + sigma noise; configs also keep words that are another class's."""
-    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler | FlowMatchHeunDiscreteScheduler):
-        return True
-    return bool(scheduler.config.get("use_flow_sigmas")) and "use_flow_sigmas" in signature(type(scheduler)).parameters
+    """Whether its samples are (1 - sigma) x0 + sigma noise."""
+    return isinstance(scheduler, _FLOW_MATCHING) or _has(scheduler, "use_flow_sigmas")
+
+
+def _has(scheduler: Any, setting: str) -> bool:
+    """Whether a setting is on; configs also keep words that are another class's."""
+    return bool(scheduler.config.get(setting)) and setting in signature(type(scheduler)).parameters
 
 
 def _agrees(scheduler: Any, objective: Objective) -> bool:
     """Whether the scheduler's own levels and clock are those of training, so that nothing need be converted."""
     if type(scheduler) not in objective.scheduler_kinds() or _walks_flow(scheduler) != (objective.prediction == "flow"):
         return False
-    ours = objective.alphas_cumprod
+    config = scheduler.config
+    if config["num_train_timesteps"] != TIMESTEPS or config.get("timestep_type") == "continuous":
+        return False
     if objective.prediction == "flow":
         return True
+    ours = objective.alphas_cumprod
     theirs = scheduler.alphas_cumprod.to(ours)
     return theirs.shape == ours.shape and torch.allclose(theirs, ours, atol=1e-6)
 
