@@ -210,7 +210,9 @@ def test_classes_of_frame_folders(tmp_path):
         assert _labels(listing) == {"jump/clip1": "jump", "run/clip1": "run", "run/clip2": "run"}
     assert find_videos(tmp_path, layout="frames").classes == ()
     _touch(tmp_path, "cover.jpg", "run/cover.jpg")  # above videos: no videos themselves
-    assert set(_labels(find_videos(tmp_path))) == {"jump/clip1", "run/clip1", "run/clip2"}
+    listing = find_videos(tmp_path)
+    assert set(_labels(listing)) == {"jump/clip1", "run/clip1", "run/clip2"}
+    assert listing.notes == ("1 folders of images are left out, as folders of images lie in them (first: run)",)
     _touch(tmp_path, "sing/1.png")
     with pytest.raises(InputError, match=r'1 folders of images directly and 3 in sub-folders; .*"folders".* "frames"'):
         find_videos(tmp_path)

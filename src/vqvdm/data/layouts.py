@@ -136,11 +136,20 @@ class _OnDisk:
     @property
     def clips(self) -> tuple[str, ...]:
         """The folders of images that are videos of their own; images beside or above videos are covers."""
-        above = {"."}
-        for path in (*self.files, *self.images):
-            parts = path.split("/")
-            above |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+        above = {".", *_above(self.files), *_above(self.images)}
         return tuple(folder for folder in self.images if folder not in above)
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """The folders of images above such videos. One that holds masks as well as its frames looks the same."""
+        above = _above(self.clips)
+        return tuple(folder for folder in self.images if folder in above)
+
+
+def _above(paths: Iterable[str]) -> set[str]:
+    """All folders that the paths lie in, without the root."""
+    split = (path.split("/") for path in paths)
+    return {"/".join(parts[:depth]) for parts in split for depth in range(1, len(parts))}
 
 
 def _look(root: Path) -> _OnDisk:
@@ -276,6 +285,7 @@ def _folders(root: Path) -> Listing:
     thumbs = [video.path for video in inside if video.frames and video.place[0] in of_files]
     notes += _left_out("videos", [video.path for video in videos if len(video.place) == 1], "they lie in no class")
     notes += _left_out("folders of images", thumbs, "their class has video files")
+    notes += _left_out("folders of images", disk.covers, "folders of images lie in them")
     samples = [
         Sample(video.path, video.place[0], video.split, source_of("/".join(video.parts)))
         for video in inside
