@@ -178,6 +178,7 @@ def test_reader_that_leaves():
         (["a", "--x.y", "--run", "b"], ["a", "--run", "b", "x.y=true"]),
         (["a", "--x.y"], ["a", "x.y=true"]),
         (["a", "--classes", "-1,2", "--tiled", "-v"], ["a", "--classes=-1,2", "--tiled", "-v"]),
+        (["a", "--", "-1.mp4"], ["a", "--", "-1.mp4"]),
         (["--run", "a.b", "--out=c.d", "-v"], ["--run", "a.b", "--out=c.d", "-v"]),
     ],
 )

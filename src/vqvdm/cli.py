@@ -99,7 +99,8 @@ def join_overrides(arguments: Sequence[str]) -> list[str]:
         word = rest.pop(0)
         name, equals, _ = word.partition("=")
         if not (name.startswith("--") and "." in name):
-            negative = name.startswith("--") and not equals and rest and re.match(r"-\d", rest[0])
+            option = name.startswith("--") and name != "--" and not equals
+            negative = option and rest and re.match(r"-\d", rest[0])
             words.append(f"{word}={rest.pop(0)}" if negative else word)
         elif equals:
             overrides.append(word[2:])
