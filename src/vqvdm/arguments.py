@@ -35,6 +35,13 @@ def count(name: str, value: Any) -> int:
     return int(whole)
 
 
+def _several(value: Any) -> bool:
+    """Whether it is a list of values; arrays and tensors of no axis are not, and have no length."""
+    if isinstance(value, np.ndarray | Tensor):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def check_forms(output_type: str, tensor_inputs: Sequence[str], known_inputs: Sequence[str]) -> None:
     """Refuse an output type or callback tensors that do not exist."""
     if output_type not in OUTPUT_TYPES:
@@ -47,7 +54,7 @@ def check_forms(output_type: str, tensor_inputs: Sequence[str], known_inputs: Se
 def noise_interval(interval: Any) -> tuple[float, float]:
     """(lowest, highest) noise level at which guidance acts."""
     problem = InputError(f"guidance_interval is (lowest, highest) noise level within 0..1, not {interval}")
-    if not isinstance(interval, Sequence | np.ndarray | Tensor) or isinstance(interval, str) or len(interval) != 2:
+    if not _several(interval) or len(interval) != 2:
         raise problem
     low, high = (number("guidance_interval", level) for level in interval)
     if not 0 <= low <= high <= 1:
@@ -68,8 +75,7 @@ def check_null_class(label_ids: list[int] | None, scale: float) -> None:
 
 def frame_rates(fps: Any, prompts: int, videos: int) -> list[float]:
     """One frame rate for each video of the batch, in its order."""
-    several = isinstance(fps, Sequence | np.ndarray | Tensor) and not isinstance(fps, str) and np.ndim(fps) > 0
-    rates = [number("fps", rate) for rate in (fps if several else [fps] * prompts)]
+    rates = [number("fps", rate) for rate in (fps if _several(fps) else [fps] * prompts)]
     if len(rates) != prompts:
         raise InputError(f"fps names {len(rates)} frame rates for {prompts} class labels")
     wrong = [rate for rate in rates if rate <= 0]

@@ -195,10 +195,10 @@ class VQVDMPipeline(DiffusionPipeline):
             class_labels = class_labels.tolist()
         alone = isinstance(class_labels, str) or not isinstance(class_labels, Sequence)
         asked = [class_labels] if alone else class_labels
-        if self.num_classes == 0:
-            raise InputError(f"class_labels: this model is unconditional, it cannot make {asked[0]!r}; leave it out")
         if not asked:
             raise InputError("class_labels is empty; name a class, or leave it out for unconditional videos")
+        if self.num_classes == 0:
+            raise InputError(f"class_labels: this model is unconditional, it cannot make {asked[0]!r}; leave it out")
         return [self._label_id(label) for label in asked]
 
     def _label_id(self, label: ClassLabel) -> int:
