@@ -160,6 +160,8 @@ def test_page_and_report_state_the_same_numbers(finished):
     ]
     assert f"<td>{report['reconstruction_psnr_db']:.2f} dB</td>" in page
     assert f"<td>{report['judge_accuracy']:.1%}</td>" in page
+    missed = [name for name, share in report["judge_accuracy_by_class"].items() if share <= report["judge_chance"]]
+    assert all(f"{name} (" in page for name in missed) and ("hardly ever made" in page) == bool(missed)
     recognised = [int(number) for number in re.findall(r"(\d+) of 2 generated clips recognised", page)]
     assert len(recognised) == len(CLASSES) and sum(recognised) == round(20 * report["judge_accuracy"])
 

@@ -75,7 +75,7 @@ def test_an_encoding_is_refused_beside_a_training_or_another(tmp_path: Path) -> 
 def test_an_encoding_holds_the_lock_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    monkeypatch.setattr(verb, "open_dataset", lambda *_: None)
+    monkeypatch.setattr(verb, "open_dataset", open_tiny)
     monkeypatch.setattr(verb, "write_latents", lambda *_, **__: seen.append(other(tmp_path).communicate("")[1].strip()))
     encode(tiny_recipe(), tmp_path)
     assert seen == ["held"]
