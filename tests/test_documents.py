@@ -243,6 +243,8 @@ def parse(words: list[str]) -> None:
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     recipe = bound.arguments.get("recipe", "demo" if words[0] == "demo" else None)
     if recipe is not None:
+        # A run folder is a recipe once it is there; those of the documents are not.
+        recipe = "asl64" if recipe.startswith("runs/") else recipe
         Recipe.load(recipe, bound.arguments.get("overrides", ()), check_models=True)
 
 

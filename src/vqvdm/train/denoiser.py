@@ -106,7 +106,7 @@ def open_latents(run: Path, tokenizer: VideoTokenizer) -> LatentCache:
     try:
         return LatentCache(run / "latents", tokenizer.fingerprint())
     except InputError as error:
-        raise InputError(f"{error}: vqvdm encode RECIPE --run {run}") from error
+        raise InputError(f"{error}: vqvdm encode {run}") from error
 
 
 def _check_data(recipe: Recipe, latents: LatentCache) -> None:
@@ -123,7 +123,7 @@ def _check_data(recipe: Recipe, latents: LatentCache) -> None:
     if differing:
         raise InputError(
             f"the latent cache {latents.folder} was encoded from other clips: {'; '.join(differing)}. "
-            f"Ask for the same, or encode again: vqvdm encode RECIPE --run {latents.folder.parent}"
+            f"Ask for the same, or encode again: vqvdm encode {latents.folder.parent}"
         )
 
 
