@@ -97,7 +97,9 @@ def test_training_changes_every_parameter(tmp_path: Path) -> None:
             give_tokenizer(tmp_path)
 
 
-def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     train_tokenizer(tiny_recipe(steps=2), tmp_path)
     exported = files(tmp_path / "tokenizer")
 
@@ -109,6 +111,8 @@ def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(tmp_path: Path, mo
         patch.setattr(STAGES["tokenizer"], "write_model", fail)
         train_tokenizer(tiny_recipe(steps=2, log_every=7), tmp_path)
     assert files(tmp_path / "tokenizer") == exported
+    said = capsys.readouterr().err
+    assert "all 2 updates are done" in said and "raise tokenizer.training.steps" in said
     train_tokenizer(tiny_recipe(steps=3), tmp_path)
     assert [line["step"] for line in records(tmp_path, "tokenizer")] == [1, 2, 3]
     assert json.loads((tmp_path / "tokenizer" / "training.json").read_text())["step"] == 3

@@ -205,9 +205,13 @@ class _Session:
             self.save()
         else:
             changes = differences(self.resumed_from.state["recipe"], plain(self.recipe))
-            self.progress.say(
-                "\n".join([f"going on from {self.resumed_from.folder}", *(f"  changed: {c}" for c in changes)])
-            )
+            lines = [f"going on from {self.resumed_from.folder}", *(f"  changed: {change}" for change in changes)]
+            if self.counters.step >= self.training.steps:
+                lines[0] = (
+                    f"all {self.counters.step} updates are done ({self.resumed_from.folder}); to train longer, raise "
+                    f"{self.stage.name}.training.steps"
+                )
+            self.progress.say("\n".join(lines))
         self._start_from_here()
 
     def update(self) -> None:
