@@ -205,13 +205,14 @@ class _Session:
             self.save()
         else:
             changes = differences(self.resumed_from.state["recipe"], plain(self.recipe))
-            lines = [f"going on from {self.resumed_from.folder}", *(f"  changed: {change}" for change in changes)]
+            folder = self.resumed_from.folder
+            what = f"going on from {folder}"
             if self.counters.step >= self.training.steps:
-                lines[0] = (
-                    f"all {self.counters.step} updates are done ({self.resumed_from.folder}); to train longer, raise "
+                what = (
+                    f"all {self.counters.step} updates are done ({folder}); to train longer, raise "
                     f"{self.stage.name}.training.steps"
                 )
-            self.progress.say("\n".join(lines))
+            self.progress.say("\n".join([what, *(f"  changed: {change}" for change in changes)]))
         self._start_from_here()
 
     def update(self) -> None:
