@@ -7,6 +7,7 @@ import torch
 
 import vqvdm.pipeline
 from tiny_pipeline import tiny_pipeline, tiny_tokenizer
+from vqvdm import VQVDMPipeline
 from vqvdm.errors import InputError
 from vqvdm.loading import load_pipeline, load_tokenizer, pick_device
 
@@ -26,6 +27,13 @@ def test_places_of_a_model(run):
     assert load_pipeline(run, "cpu").labels == load_pipeline(run / "pipeline", "cpu").labels
     keys = [load_tokenizer(place, "cpu").fingerprint() for place in (run, run / "tokenizer", run / "pipeline")]
     assert keys == [tiny_tokenizer(1).fingerprint()] * 2 + [tiny_tokenizer(0).fingerprint()]
+
+
+def test_loading_from_disk_draws_no_progress_bar(run, capsys):
+    load_pipeline(run, "cpu")
+    assert "Loading" not in capsys.readouterr().err
+    VQVDMPipeline.from_pretrained(run / "pipeline")
+    assert "Loading" in capsys.readouterr().err  # as in diffusers, for whoever calls it
 
 
 def test_hub_names(run, monkeypatch):

@@ -317,6 +317,13 @@ def test_pipelines_saved_without_their_objective_take_the_scheduler_s(tmp_path):
         assert VQVDMPipeline.from_pretrained(tmp_path).objective == objective
 
 
+def test_values_that_are_not_finite_are_never_shown():
+    pipe = tiny_pipeline()
+    spoil = lambda pipe, step, timestep, tensors: {"latents": tensors["latents"] * float("nan")}  # noqa: E731
+    with pytest.raises(InputError, match=r"not finite \(DPMSolverMultistepScheduler, 4 steps\)"):
+        pipe([0], callback_on_step_end=spoil)
+
+
 def test_callback_sees_and_replaces_latents():
     pipe = tiny_pipeline()
     steps = []

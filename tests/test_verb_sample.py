@@ -75,6 +75,15 @@ def test_same_seed_same_files(model, tmp_path, format):
     assert len(contents(tmp_path / "a")) == 7
 
 
+def test_files_may_show_each_pixel_larger(model, tmp_path):
+    main(str(model), classes="left", out=tmp_path / "small", format="png")
+    main(str(model), classes="left", out=tmp_path / "large", format="png", scale=3)
+    small, large = (pixels(tmp_path / size / "left-00.png") for size in ("small", "large"))
+    np.testing.assert_array_equal(large[1:48:3, 1:48:3], small[:, :16])
+    with pytest.raises(InputError, match="--scale must be at least 1, not 0"):
+        main(str(model), out=tmp_path / "none", scale=0)
+
+
 def test_a_run_folder_will_do(model, tmp_path):
     main(str(model.parent), classes="left", out=tmp_path)
     assert set(contents(tmp_path)) == {"left-00.mp4", "sheet.png"}

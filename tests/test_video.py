@@ -417,6 +417,17 @@ def test_sheet_shows_frames_left_to_right_with_labels(tmp_path, numbered):
         assert stored.format == "PNG"
 
 
+def test_a_sheet_enlarges_small_frames_by_whole_pixels(tmp_path):
+    video = np.random.default_rng(0).integers(0, 256, (2, 20, 24, 3), np.uint8)
+    image = sheet([video], frames=2)
+    assert image.shape == (60, 2 * 72 + 2, 3)  # 3 x 20 is the most that fits into 64
+    np.testing.assert_array_equal(image[1::3, 1:72:3], video[0])
+    np.testing.assert_array_equal(image[::3, 74::3], video[1])
+    write_video(tmp_path / "row.png", video, 8)  # a row of frames is data: as it is
+    with Image.open(tmp_path / "row.png") as row:
+        np.testing.assert_array_equal(np.asarray(row)[:, :24], video[0])
+
+
 def test_real_clips_hold_what_their_headers_say(real_data):
     """These eleven have honest headers: frame count and microseconds a frame of the main AVI header, read by hand."""
     paths = sorted(real_data.glob("ucf101-mini/UCF-101/*/*.avi"))

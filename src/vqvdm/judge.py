@@ -293,7 +293,7 @@ def _best_path(path: np.ndarray, weight: np.ndarray, time: np.ndarray) -> _Fit:
         fit = _Fit(CLASSES.index(ahead if velocity > 0 else back), abs(velocity), line, quality)
         found.append((price(fit, 3), fit))
 
-    periods, phases = (grid.ravel() for grid in np.meshgrid(np.arange(0.8, 1.35, 0.025), np.arange(0, 1, 0.04)))
+    periods, phases = (grid.ravel() for grid in np.meshgrid(np.arange(0.9, 1.45, 0.025), np.arange(0, 1, 0.04)))
     flight = 1 - (2 * ((time / periods[:, None] + phases[:, None]) % 1.0) - 1) ** 2  # parabola, 0 on the floor
     row, height, line, quality = fitted(flight, "up", 0.15, 0.8)
     fit = _Fit(CLASSES.index("bounce"), 2 * abs(height) / periods[row], line, quality)

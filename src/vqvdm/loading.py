@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from diffusers.utils import logging
 from safetensors import SafetensorError
 
 from vqvdm.errors import InputError
@@ -44,7 +45,7 @@ def load_pipeline(
         InputError: there is none, or its files are damaged.
     """
     folder = _find(model, ("", "pipeline"), "model_index.json", "a pipeline (train a denoiser first)")
-    with _readable(model):
+    with _readable(model), _without_progress_bars():
         pipeline = VQVDMPipeline.from_pretrained(os.fspath(folder or model), dtype=dtype)
     return pipeline.to(pick_device(device))
 
@@ -87,3 +88,15 @@ def _readable(model: str | os.PathLike[str]) -> Iterator[None]:
     except (OSError, ValueError, SafetensorError) as error:
         nor = "" if Path(model).exists() else f" (nor is there a folder {model} here)"
         raise InputError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}{nor}") from error
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """diffusers draws a bar over the three parts it loads from disk; of a download, the bars are the hub's own."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -382,6 +382,11 @@ class VQVDMPipeline(DiffusionPipeline):
             if callback is not None:
                 replaced = callback(self, i, t, dict.fromkeys(tensor_inputs, latents))
                 latents = replaced.pop("latents", latents)
+        if not latents.isfinite().all():  # some schedulers fail so at their first or last level, without a word
+            raise InputError(
+                f"sampling ended in values that are not finite ({type(self.scheduler).__name__}, {self._num_timesteps} "
+                "steps); take another scheduler or other settings of it. If all end so, the weights are damaged"
+            )
         return latents
 
     def _step_arguments(self, generators: list[torch.Generator], eta: float) -> dict[str, Any]:

@@ -28,11 +28,15 @@ from vqvdm.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+SHEET_SIDE = 64  # pixels of height below which a sheet enlarges its frames
+
 __all__ = [
+    "SHEET_SIDE",
     "Video",
     "VideoError",
     "VideoInfo",
     "check_writable",
+    "enlarged",
     "grid",
     "probe",
     "read_frames",
@@ -64,7 +68,7 @@ def write_video(path: str | Path, video: Video, fps: float, metadata: Mapping[st
         case ".gif" | ".webp" as suffix:
             write_bytes(path, _encode_animation(video, fps, suffix[1:], comment))
         case ".png":
-            write_sheet(path, [video], frames=len(video), metadata=metadata)
+            write_sheet(path, [video], frames=len(video), metadata=metadata, side=0)
         case _:
             raise InputError(f"{path}: unknown video format {path.suffix!r}; use .mp4, .webm, .gif, .webp or .png")
 
@@ -75,13 +79,14 @@ def write_sheet(
     labels: Sequence[str] | None = None,
     frames: int = 8,
     metadata: Mapping[str, Any] | None = None,
+    side: int = SHEET_SIDE,
 ) -> None:
-    """Write `sheet(videos, labels, frames)` as PNG, with `metadata` as its comment."""
+    """Write `sheet(videos, labels, frames, side)` as PNG, with `metadata` as its comment."""
     info = PngInfo()
     if metadata is not None:
         info.add_text("Comment", json.dumps(dict(metadata)))
     buffer = io.BytesIO()
-    Image.fromarray(sheet(videos, labels, frames)).save(buffer, "PNG", pnginfo=info)
+    Image.fromarray(sheet(videos, labels, frames, side)).save(buffer, "PNG", pnginfo=info)
     write_bytes(Path(path), buffer.getvalue())
 
 
@@ -201,9 +206,21 @@ def grid(videos: Sequence[Video], columns: int, pad: int = 2) -> Video:
     return out
 
 
-def sheet(videos: Sequence[Video], labels: Sequence[str] | None = None, frames: int = 8) -> NDArray[np.uint8]:
-    """One image, uint8 (H, W, 3): a row a video, `frames` evenly spaced frames left to right, its label at left."""
+def enlarged(video: Video, side: int) -> Video:
+    """Each pixel repeated as often as its height then fits into `side`, at least once. uint8 (t, h, w, 3)"""
+    times = max(1, side // video.shape[1])
+    return video.repeat(times, axis=1).repeat(times, axis=2)
+
+
+def sheet(
+    videos: Sequence[Video], labels: Sequence[str] | None = None, frames: int = 8, side: int = SHEET_SIDE
+) -> NDArray[np.uint8]:
+    """One image, uint8 (H, W, 3): a row a video, `frames` evenly spaced frames left to right, its label at left.
+
+    Frames of less than `side` pixels in height are enlarged by a whole factor.
+    """
     assert labels is None or len(labels) == len(videos)
+    videos = [enlarged(video, side) for video in videos]
     rows = [video[np.linspace(0, len(video) - 1, min(frames, len(video))).round().astype(int)] for video in videos]
     columns = max(len(row) for row in rows)
     padded = [np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)]) for row in rows]

@@ -19,7 +19,7 @@ __all__ = ["CLASSES", "FRAME_RATES", "SHAPES", "ToyClip", "ToyMotions", "ToyWorl
 
 FRAME_RATES = (8.0, 12.0, 16.0)  # frames per second
 SHAPES = ("disc", "square", "triangle", "bar", "cross", "star")
-_WITHOUT_ANGLE = ("disc",)  # no spin can be seen in these
+_SPINNING = ("triangle", "bar")  # at 32x32 the others are too round for their turning to be seen
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ToyMotions(ToyWorld):
         label = drawn_label if label is None else label
         fps = drawn_fps if fps is None else fps
         kind = CLASSES[label]
-        shape = str(rng.choice([s for s in SHAPES if not (kind == "spin" and s in _WITHOUT_ANGLE)]))
+        shape = str(rng.choice(_SPINNING if kind == "spin" else SHAPES))
         motion = _draw_motion(kind, rng, duration=(self.frames - 1) / fps)
         background, colour = _draw_colours(rng, self._ticks, self._ticks[:, None])
 
@@ -129,7 +129,7 @@ def _draw_motion(kind: str, rng: np.random.Generator, duration: float) -> _Motio
         return _Motion(x, y, _constant(r), _constant(angle), v)
 
     if kind == "bounce":
-        period, phase, height = rng.uniform(0.9, 1.2), rng.uniform(), rng.uniform(0.30, 0.45)
+        period, phase, height = rng.uniform(1.0, 1.3), rng.uniform(), rng.uniform(0.26, 0.36)
         floor = rng.uniform(max(r + height, 0.7), 1 - r)
         flight = lambda t: 1 - (2 * ((t / period + phase) % 1.0) - 1) ** 2  # noqa: E731  parabola, 0 on the floor
         return _Motion(
@@ -152,7 +152,7 @@ def _draw_motion(kind: str, rng: np.random.Generator, duration: float) -> _Motio
     if kind == "spin":
         r = rng.uniform(0.28, 0.38)
         cx, cy = rng.uniform(r, 1 - r, size=2)
-        omega = rng.uniform(1.6, 2.8) * rng.choice((-1.0, 1.0))
+        omega = rng.uniform(1.2, 2.2) * rng.choice((-1.0, 1.0))
         return _Motion(_constant(cx), _constant(cy), _constant(r), lambda t: angle + omega * t, abs(omega))
 
     small, rate = rng.uniform(0.11, 0.15), rng.uniform(0.12, 0.18)  # grow, shrink

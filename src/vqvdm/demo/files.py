@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vqvdm import __version__
 from vqvdm.judge import CLASSES
-from vqvdm.video import Video, grid, sheet, write_bytes, write_video
+from vqvdm.video import SHEET_SIDE, Video, enlarged, grid, sheet, write_bytes, write_video
 
 if TYPE_CHECKING:
     from vqvdm.demo.clips import Generated, Unseen
 
 Clip = TypeVar("Clip", "Generated", "Unseen")
 
-SIDE = 128  # pixels of a side in the video files and, halved, in the sheet: small clips are enlarged
+SIDE = 128  # pixels of a side in the video files: small clips are enlarged
 SHEET_FRAMES = 8
 
 
@@ -50,9 +50,9 @@ def write_sheet_of_classes(path: Path, generated: Sequence[Generated], unseen: S
     rows: list[Video] = []
     for label in range(len(CLASSES)):
         real, made = first(unseen, label).real, first(generated, label).video
-        rows.append(enlarged(np.concatenate([_spaced(real), np.full_like(real[:1], 255), _spaced(made)]), SIDE // 2))
+        rows.append(np.concatenate([_spaced(real), np.full_like(real[:1], 255), _spaced(made)]))
     image = Image.fromarray(sheet(rows, CLASSES, frames=len(rows[0])))
-    step = rows[0].shape[2] + 2
+    step = enlarged(rows[0], SHEET_SIDE).shape[2] + 2
     margin = image.width - (len(rows[0]) * step - 2)
     header = 20
     canvas = Image.new("RGB", (image.width, image.height + header), "white")
@@ -69,12 +69,6 @@ def write_sheet_of_classes(path: Path, generated: Sequence[Generated], unseen: S
 def first(clips: Sequence[Clip], label: int) -> Clip:
     """The first clip of a class at the lowest frame rate."""
     return min((clip for clip in clips if clip.label == label), key=lambda clip: (clip.fps, clip.number))
-
-
-def enlarged(video: Video, side: int) -> Video:
-    """Each pixel repeated as often as fits into `side`, at least once. uint8 (t, h, w, 3)"""
-    times = max(1, side // video.shape[1])
-    return video.repeat(times, axis=1).repeat(times, axis=2)
 
 
 def _spaced(video: Video) -> Video:

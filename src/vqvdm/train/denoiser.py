@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from vqvdm import __version__
 from vqvdm.data import open_dataset
+from vqvdm.data.worlds import WORLDS
 from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
@@ -299,6 +300,7 @@ class _DenoiserStage:
             about={
                 "recipe": self.recipe.name,
                 "data": data.path,
+                **({"data_license": "none needed, vqvdm rendered them"} if data.path in WORLDS else {}),
                 "steps": step,
                 "seed": self.training.seed,
                 **({"class_dropout": self.recipe.denoiser.class_dropout} if self.num_classes else {}),

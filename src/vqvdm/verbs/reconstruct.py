@@ -25,7 +25,7 @@ from vqvdm.errors import InputError
 from vqvdm.loading import load_tokenizer
 from vqvdm.recipe import DataRecipe, Recipe
 from vqvdm.tokenizer import VideoTokenizer
-from vqvdm.video import Video, check_writable, grid, to_video, write_sheet, write_video
+from vqvdm.video import Video, check_writable, enlarged, grid, to_video, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_CLIPS = 50
@@ -54,6 +54,7 @@ def main(
     fps: float | None = None,
     stride: int | None = None,
     format: Format = "mp4",
+    scale: int = 1,
     batch: int = 4,
     tiled: bool = False,
     device: str = "auto",
@@ -74,11 +75,12 @@ def main(
         fps: frames per second asked for.
         stride: every so many frames, where no fps is asked for.
         format: of the files; png is a row of frames.
+        scale: how often each pixel is repeated in the files, either way: small clips are hard to see.
         batch: clips at a time.
         tiled: encode and decode in overlapping tiles, for long or large clips.
         device: cpu, cuda, mps or auto.
     """
-    for name, number in (("count", count), ("batch", batch)):
+    for name, number in (("count", count), ("batch", batch), ("scale", scale)):
         if number < 1:
             raise InputError(f"--{name} must be at least 1, not {number}")
     check_writable(out)
@@ -105,7 +107,7 @@ def main(
     labels: list[str] = []
     values: list[float] = []
     for number, pair in zip(chosen, reconstruct(tokenizer, dataset, chosen, batch), strict=True):
-        both = grid([pair.real, pair.made], columns=1)
+        both = grid([enlarged(video, scale * video.shape[1]) for video in (pair.real, pair.made)], columns=1)
         write_video(out / f"{number:05d}.{format}", both, pair.fps, {**facts, "psnr_db": round(pair.psnr, 2)})
         values.append(pair.psnr)
         if len(values) <= _SHEET_CLIPS:

@@ -16,7 +16,7 @@ import vqvdm
 from vqvdm.errors import InputError
 from vqvdm.loading import load_pipeline
 from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
-from vqvdm.video import Video, check_writable, to_video, write_sheet, write_video
+from vqvdm.video import Video, check_writable, enlarged, to_video, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_ROWS = 100
@@ -48,6 +48,7 @@ def main(
     scheduler: str | None = None,
     out: Path = Path("samples"),
     format: Format = "mp4",
+    scale: int = 1,
     batch: int = 8,
     tiled: bool = False,
     device: str = "auto",
@@ -71,12 +72,13 @@ def main(
         scheduler: dpm++, unipc, euler, heun, ddim or ddpm, as far as it fits the model's noise.
         out: folder for the files; made if absent.
         format: of the files; png is a row of frames.
+        scale: how often each pixel is repeated in the files, either way: small videos are hard to see.
         batch: videos made at a time; changes memory and time, not the videos.
         tiled: decode in overlapping tiles, for long or large videos.
         device: cpu, cuda, mps or auto.
         dtype: in which the networks compute.
     """
-    for name, number in (("count", count), ("batch", batch)):
+    for name, number in (("count", count), ("batch", batch), ("scale", scale)):
         if number < 1:
             raise InputError(f"--{name} must be at least 1, not {number}")
     check_writable(out)
@@ -108,7 +110,8 @@ def main(
     shown: list[Video] = []
     for order, video, rate in generate(pipeline, orders, batch, arguments):
         metadata = {**facts, "seed": order.seed, "class": order.name, "fps": rate}
-        write_video(out / f"{order.file}.{format}", video, rate, metadata)
+        shown_as = enlarged(video, scale * video.shape[1])
+        write_video(out / f"{order.file}.{format}", shown_as, rate, metadata)
         shown += [video] if len(shown) < _SHEET_ROWS else []
     labels = [order.file for order in orders[:_SHEET_ROWS]]
     write_sheet(out / "sheet.png", shown, labels, metadata={**facts, "seed": seed})
