@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 # One thread a process: several test workers, and results that do not depend on the number of cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-slow lint format clean
+.PHONY: help demo test test-slow lint format clean weights
 .DEFAULT_GOAL := help
 
 help:
@@ -21,13 +21,13 @@ help:
 	@echo "make lint       style, types, imports   make format     mend the style"
 	@echo "make clean      remove the virtual environment"
 
-demo: $(STAMP)
+demo: weights
 	$(BIN)/vqvdm demo
 
-test: $(STAMP)
+test: weights
 	$(TEST) -m "not slow"
 
-test-slow: $(STAMP)
+test-slow: weights
 	$(TEST) -m slow
 
 lint: $(STAMP)
@@ -50,3 +50,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $(STAMP)
+
+# The networks that measure (110 MB, once for all, in the user's cache). Without them what needs them is skipped.
+weights: $(STAMP)
+	@$(BIN)/vqvdm weights i3d --missing && $(BIN)/vqvdm weights lpips --missing \
+		|| echo "going on without the weights of I3D and LPIPS: tests that need them are skipped" >&2

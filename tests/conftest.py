@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from vqvdm.files import cache_folder
+from vqvdm.weights.folder import FILES
+
 torch.set_num_threads(1)  # tests run side by side
 
 
@@ -21,6 +24,17 @@ def real_data() -> Path:
     if not (folder / "ucf101-mini").is_dir():
         pytest.skip(f"no real clips in {folder}: set VQVDM_TEST_DATA")
     return folder
+
+
+FETCHED = cache_folder() / "weights"  # before tests have a cache of their own
+
+
+@pytest.fixture(scope="session")
+def fetched_weights() -> Path:
+    """The user's folder with the weights of I3D and LPIPS, only read; tests that need it are skipped without it."""
+    if not all((FETCHED / FILES[name]).is_file() for name in ("i3d", "lpips-vgg", "lpips-alex")):
+        pytest.skip(f"no weights in {FETCHED}: run `vqvdm weights i3d` and `vqvdm weights lpips`")
+    return FETCHED
 
 
 @pytest.fixture(autouse=True)

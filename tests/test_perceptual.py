@@ -12,9 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vqvdm.errors import InputError
-from vqvdm.perceptual import LPIPS, LPIPS_FILE, VGG16_BLOCKS, load_lpips, weights_folder
+from vqvdm.perceptual import ALEXNET, LPIPS, Convolution, Stage
+from vqvdm.weights.folder import weights_folder
+from vqvdm.weights.lpips import load_lpips
 
-SMALL = ((3, 2), (4, 2), (5, 3), (6, 3), (6, 3))  # VGG16's layout with few channels
+SMALL = tuple(  # VGG16's layout with few channels
+    Stage(2 if number else 0, (Convolution(width),) * depth)
+    for number, (width, depth) in enumerate(((3, 2), (4, 2), (5, 3), (6, 3), (6, 3)))
+)
 
 
 def images(seed: int, *shape: int) -> Tensor:
@@ -38,7 +43,7 @@ def brute_force(weights: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) ->
             if k > 0:
                 a = np.maximum.reduce([a[:, i::2, j::2] for i in (0, 1) for j in (0, 1)])
             for name in names.split():
-                kernel, bias = weights[f"vgg.conv{name}.weight"], weights[f"vgg.conv{name}.bias"]
+                kernel, bias = weights[f"convolutions.{name}.weight"], weights[f"convolutions.{name}.bias"]
                 height, width = a.shape[1:]
                 padded = np.pad(a, ((0, 0), (1, 1), (1, 1)))
                 out = np.zeros((len(kernel), height, width))
@@ -68,11 +73,11 @@ def test_layers_are_those_of_vgg16() -> None:
     """13 convolutions, 14,714,688 parameters (Simyonan and Zisserman's configuration D without its classifier)."""
     with torch.device("meta"):
         lpips = LPIPS()
-    assert len(lpips.vgg) == 13
-    assert sum(p.numel() for p in lpips.vgg.parameters()) == 14_714_688
+    assert len(lpips.convolutions) == 13
+    assert sum(p.numel() for p in lpips.convolutions.parameters()) == 14_714_688
     assert [len(head) for head in lpips.heads] == [64, 128, 256, 512, 512]
     assert [name for name in lpips.state_dict() if name.endswith("weight")] == [
-        f"vgg.conv{b}_{i}.weight" for b, (_, depth) in enumerate(VGG16_BLOCKS, 1) for i in range(1, depth + 1)
+        f"convolutions.{b}_{i}.weight" for b, depth in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, depth + 1)
     ]
     assert not any(p.requires_grad for p in lpips.parameters())
 
@@ -112,7 +117,7 @@ def test_gradient_is_that_of_finite_differences(lpips: LPIPS) -> None:
 
 def test_gradient_is_finite_where_features_vanish(lpips: LPIPS) -> None:
     """All activations 0 at a place: the scaling to length 1 must not give NaN."""
-    lpips.vgg["conv3_3"].bias.fill_(-100.0)
+    lpips.convolutions["3_3"].bias.fill_(-100.0)
     x = images(0, 1, 3, 16, 16).requires_grad_()
     (gradient,) = torch.autograd.grad(lpips(x, images(1, 1, 3, 16, 16)).sum(), x)
     assert torch.isfinite(gradient).all()
@@ -133,7 +138,7 @@ def test_weights_are_read_from_the_users_cache(tmp_path: Path, monkeypatch: pyte
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.rand(t.shape, generator=generator) * 0.05 for name, t in empty.state_dict().items()}
     (tmp_path / "weights").mkdir()
-    save_file(tensors, tmp_path / "weights" / LPIPS_FILE)
+    save_file(tensors, tmp_path / "weights" / "lpips-vgg16.safetensors")
     monkeypatch.setenv("VQVDM_CACHE", str(tmp_path))
     lpips = load_lpips()
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in lpips.state_dict().items())
@@ -147,7 +152,7 @@ def test_where_weights_are_looked_for(tmp_path: Path, monkeypatch: pytest.Monkey
     assert weights_folder() == tmp_path / "vqvdm" / "weights"
     with pytest.raises(InputError, match="VGG16") as error:
         load_lpips()
-    assert str(tmp_path / "vqvdm" / "weights" / LPIPS_FILE) in str(error.value)
+    assert str(tmp_path / "vqvdm" / "weights" / "lpips-vgg16.safetensors") in str(error.value)
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", os.fspath(tmp_path))
     assert weights_folder() == tmp_path / ".cache" / "vqvdm" / "weights"
@@ -159,12 +164,31 @@ def test_a_wrong_file_is_named_with_what_is_wrong(tmp_path: Path) -> None:
     broken, foreign = tmp_path / "broken.safetensors", tmp_path / "foreign.safetensors"
     broken.write_bytes(b"no weights")
     with pytest.raises(InputError, match=r"broken\.safetensors is not a readable"):
-        load_lpips(broken)
+        load_lpips(path=broken)
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3)}, foreign)
     with pytest.raises(InputError, match=r"foreign\.safetensors does not hold LPIPS"):
-        load_lpips(foreign)
+        load_lpips(path=foreign)
 
 
 def test_too_small_images_are_the_users_mistake(lpips: LPIPS) -> None:
     with pytest.raises(InputError, match="at least 16"):
         lpips(images(0, 1, 3, 8, 16), images(1, 1, 3, 8, 16))
+    alex = LPIPS(ALEXNET)
+    assert alex(images(0, 1, 3, 31, 40), images(1, 1, 3, 31, 40)) > 0
+    with pytest.raises(InputError, match="at least 31"):
+        alex(images(0, 1, 3, 30, 40), images(1, 1, 3, 30, 40))
+
+
+def test_layers_are_those_of_alexnet() -> None:
+    """5 convolutions, 2,469,696 parameters (torchvision's alexnet.features)."""
+    with torch.device("meta"):
+        lpips = LPIPS(ALEXNET)
+    assert sum(p.numel() for p in lpips.convolutions.parameters()) == 2_469_696
+    assert [len(head) for head in lpips.heads] == [64, 192, 384, 256, 256]
+
+
+def test_published_distance_of_black_and_white(fetched_weights: Path) -> None:
+    """0.8140090704 with AlexNet on images of 64x64 in common_metrics_on_video_quality's README."""
+    lpips = load_lpips("alex", fetched_weights / "lpips-alexnet.safetensors")
+    black, white = -torch.ones(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
+    assert lpips(black, white).item() == pytest.approx(0.8140, abs=1e-4)

@@ -175,3 +175,26 @@ def test_schedulers_state_their_objective(objective: Objective) -> None:
     assert {stated_objective(objective.make_scheduler(name)) for name in names} == {objective}
     with pytest.raises(InputError, match="EDMEulerScheduler states no noise schedule that vqvdm trains on"):
         stated_objective(diffusers.EDMEulerScheduler())
+
+
+def test_pixels_from_predicted_noise_are_cut_to_their_range() -> None:
+    """What a network misses of the noise at the last levels of the cosine schedule is multiplied by up to 20,000."""
+    objective = Objective("epsilon", "cosine", zero_terminal_snr=False)
+    for kind in (diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler):
+        for bounded in (True, False):
+            scheduler = kind.from_config(objective.make_scheduler("dpm++").config)
+            fit(scheduler, objective, bounded=bounded)
+            scheduler.set_timesteps(20)
+            x = torch.randn(1, 3, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+            scheduler.step(1.01 * x, scheduler.timesteps[0], x)  # the noise, and one percent too much
+            x0 = scheduler.model_outputs[-1]
+            assert (x0.abs().max() <= 1) == bounded
+
+
+def test_predicted_noise_is_not_asked_of_pure_noise() -> None:
+    """DPM-Solver starts where the signal's factor is exp(-5.1) of the noise's, as diffusers advises for cosine."""
+    objective = Objective("epsilon", "cosine", zero_terminal_snr=False)
+    scheduler = objective.make_scheduler("dpm++")
+    scheduler.set_timesteps(20)
+    alpha_bar = objective.alphas_cumprod[int(scheduler.timesteps[0])]
+    assert (alpha_bar / (1 - alpha_bar)).sqrt().log().item() == pytest.approx(-5.1, abs=0.2)

@@ -13,7 +13,7 @@ import torch
 from tiny_training import ADVERSARIAL, TOKENIZER, TinyClips, open_tiny, tiny_recipe
 from vqvdm.data import open_dataset
 from vqvdm.errors import InputError
-from vqvdm.perceptual import LPIPS
+from vqvdm.perceptual import LPIPS, Convolution, Stage
 from vqvdm.recipe import AdversarialRecipe, DataRecipe, TokenizerLossRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train import tokenizer as module
@@ -146,7 +146,7 @@ def test_two_micro_batches_have_the_gradient_of_one_whole_batch(tmp_path: Path) 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(module, "load_lpips", lambda: LPIPS(((4, 1), (4, 1))))
+    monkeypatch.setattr(module, "load_lpips", lambda: LPIPS([Stage(0, (Convolution(4),)), Stage(2, (Convolution(4),))]))
     recipe = tiny_recipe()
     assert recipe.tokenizer is not None
     terms = TokenizerLossRecipe(

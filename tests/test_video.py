@@ -19,9 +19,9 @@ from PIL import Image
 
 from vqvdm.decode import frame_images
 from vqvdm.errors import InputError
+from vqvdm.files import check_writable
 from vqvdm.video import (
     VideoError,
-    check_writable,
     grid,
     probe,
     read_frames,
@@ -368,7 +368,7 @@ except InputError as error:
     print(error)
 """
     result = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    assert result.stdout.startswith(f"{path}: cannot be written (")
+    assert result.stdout.startswith(f"no room on the disk for {path} (")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.mp4"]
 

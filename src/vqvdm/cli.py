@@ -32,7 +32,8 @@ app = App(
 data = App(name="data", help="Look at a data set.", sort_key=1)
 train = App(name="train", help="Train tokenizer (stage 1) or denoiser (stage 2); call again to resume.", sort_key=2)
 recipe = App(name="recipe", help="Look at recipes.", sort_key=6)
-_GROUPS = {"data": data, "train": train, "recipe": recipe}
+weights = App(name="weights", help="Fetch or import the networks that measure.", sort_key=7)
+_GROUPS = {"data": data, "train": train, "recipe": recipe, "weights": weights}
 
 app.command("vqvdm.demo.run:main", name="demo", help="From nothing to generated videos, in minutes.", sort_key=0)
 app.command(data)
@@ -46,6 +47,10 @@ app.command("vqvdm.verbs.reconstruct:main", name="reconstruct", help="Pass video
 app.command(recipe)
 recipe.command("vqvdm.verbs.show:show", name="show", help="Print a recipe with all its numbers.")
 recipe.command("vqvdm.verbs.show:names", name="list", help="Print the packaged recipes.")
+app.command(weights)
+weights.command("vqvdm.verbs.weights:i3d", name="i3d", help="For FVD and KVD.", sort_key=0)
+weights.command("vqvdm.verbs.weights:lpips", name="lpips", help="The perceptual distance and loss.", sort_key=1)
+weights.command("vqvdm.verbs.weights:c3d", name="c3d", help="For the Inception Score.", sort_key=2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

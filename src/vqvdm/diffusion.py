@@ -185,12 +185,19 @@ class Objective:
     def _discrete_schedulers(self) -> dict[str, partial[Any]]:
         common = self._discrete()
         return {
-            "dpm++": partial(DPMSolverMultistepScheduler, **common, solver_order=2),
+            "dpm++": partial(DPMSolverMultistepScheduler, **common, **self._floor(), solver_order=2),
             "unipc": partial(UniPCMultistepScheduler, **common, solver_order=2),
             "euler": partial(EulerDiscreteScheduler, **common),
             "ddim": partial(DDIMScheduler, **common, clip_sample=False, set_alpha_to_one=True),
             "ddpm": partial(DDPMScheduler, **common, clip_sample=False),
         }
+
+    def _floor(self) -> dict[str, float]:
+        """Where DPM-Solver starts if noise is predicted: what that misses is divided by the signal's factor.
+
+        The cosine schedule ends at a factor of 5e-5, from which only perfect networks come back; diffusers' own advice.
+        """
+        return {"lambda_min_clipped": -5.1} if self.prediction == "epsilon" else {}
 
 
 ConditionalDenoise = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]

@@ -10,7 +10,6 @@ Latents are kept as float16 unless asked otherwise. They are normalised (deviati
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import math
@@ -30,12 +29,12 @@ from tqdm import tqdm
 
 from vqvdm.data.workers import ctrl_c_waits, leave_signals_to_parent
 from vqvdm.errors import InputError
+from vqvdm.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 _KEYS = {"tokenizer", "classes", "latent_shape", "videos", "windows", "flips", "shard_size", "complete"}  # at least
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 StorageType = Literal["float16", "float32"]
@@ -149,7 +148,7 @@ def write_latents(
         entries = sum(len(plan.shard_pairs(shard)) for shard in todo)
         with tqdm(total=entries, desc="encoding", unit="clip", disable=not progress) as bar:
             _write_shards(folder, plan, todo, batches, _DTYPES[dtype], bar)
-    _write_atomically(folder / INDEX, json.dumps({**index, "complete": True}, indent=2).encode())
+    write_bytes(folder / INDEX, json.dumps({**index, "complete": True}, indent=2).encode())
     return folder
 
 
@@ -178,7 +177,7 @@ def _prepare(folder: Path, index: Mapping[str, Any], plan: _Plan) -> list[int]:
     if found is None or changed:
         for stale in [folder / INDEX, *folder.glob("shard-*.safetensors")]:
             stale.unlink(missing_ok=True)
-        _write_atomically(folder / INDEX, json.dumps({**index, "complete": False}, indent=2).encode())
+        write_bytes(folder / INDEX, json.dumps({**index, "complete": False}, indent=2).encode())
     return [shard for shard in range(plan.shards) if not (folder / shard_name(shard)).exists()]
 
 
@@ -244,20 +243,7 @@ def _write_shards(
             parts.append(part)
             bar.update(len(part["fps"]) // plan.copies)
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-        _write_atomically(folder / shard_name(shard), save(tensors))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the whole new one, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in _NO_ROOM:
-            raise InputError(f"no room on the disk for {path} ({len(content) / 1e6:.1f} MB)") from error
-        raise
+        write_bytes(folder / shard_name(shard), save(tensors))
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from vqvdm.errors import InputError
+from vqvdm.files import write_text
 from vqvdm.structure import did_you_mean, origin
 
 _PACKAGED = Path(__file__).parent / "recipes"
@@ -56,9 +57,7 @@ def read(name_or_path: str | Path, overrides: Sequence[str] = ()) -> tuple[Value
 
 def write(path: Path, values: Values) -> None:
     """Write `values` as YAML, atomically; lists of scalars stand on one line."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(dump(values), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, dump(values))
 
 
 def dump(values: Values) -> str:

@@ -107,6 +107,9 @@ def fit(scheduler: Any, objective: Objective, bounded: bool) -> None:
         scheduler.register_to_config(prediction_type=wanted)
     if not bounded and scheduler.config.get("clip_sample"):
         scheduler.register_to_config(clip_sample=False)
+    if bounded and objective.prediction == "epsilon" and scheduler.config.get("thresholding") is False:
+        # x0 from predicted noise is wild at high levels. A maximum of 1 makes thresholding a plain cut, as DDPM has it.
+        scheduler.register_to_config(thresholding=True, sample_max_value=1.0)
 
 
 def adapted(denoise: Denoise, objective: Objective, scheduler: Any) -> Predict:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -24,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from vqvdm.decode import Video, VideoError, VideoInfo, probe, read_frames, read_video
 from vqvdm.errors import InputError
+from vqvdm.files import write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +34,6 @@ __all__ = [
     "Video",
     "VideoError",
     "VideoInfo",
-    "check_writable",
     "enlarged",
     "grid",
     "probe",
@@ -139,34 +137,6 @@ def _encode_animation(video: Video, fps: float, form: str, comment: str | None) 
     buffer = io.BytesIO()
     images[0].save(buffer, form.upper(), append_images=images[1:], **options)
     return buffer.getvalue()
-
-
-def check_writable(folder: str | Path) -> None:
-    """Raise `InputError` if files could not be written into `folder`; nothing is left there, and nothing is made.
-
-    Asked before hours of work, of the folder or, where it is yet to be made, of the nearest one above it.
-    """
-    folder = Path(folder)
-    place = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"x")
-    except OSError as error:
-        raise InputError(f"{folder}: files cannot be written there ({error.strerror or error})") from error
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write beside the target, then rename: a half-written file never carries the name."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if part.exists():
-            part.unlink()
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures

@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 import vqvdm
 from vqvdm.decode import VideoError, VideoInfo, probe
+from vqvdm.errors import InputError
+from vqvdm.files import cache_folder, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -64,13 +66,6 @@ def build_index(
         if todo:
             _save(cache, root, known)
     return {path: known[path] for path in stamps}
-
-
-def cache_folder() -> Path:
-    """$VQVDM_CACHE, or vqvdm/ in $XDG_CACHE_HOME (~/.cache)."""
-    if own := os.environ.get("VQVDM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vqvdm"
 
 
 def cache_file(root: Path) -> Path:
@@ -115,18 +110,10 @@ def _info(fields: Mapping[str, Any]) -> VideoInfo:
 
 def _save(cache: Path, root: Path, entries: Mapping[str, Entry]) -> None:
     stored = {"version": VERSION, "root": str(root.resolve()), "entries": {p: asdict(e) for p, e in entries.items()}}
-    part = cache.with_name(f"{cache.name}.{os.getpid()}.part")
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(stored), encoding="utf-8")
-        os.replace(part, cache)
-    except OSError as error:
-        logger.warning(
-            "%s: the index cannot be kept (%s); set VQVDM_CACHE to a folder with room", cache, error.strerror
-        )
-    finally:
-        if part.exists():
-            part.unlink()
+        write_text(cache, json.dumps(stored))
+    except InputError as error:
+        logger.warning("the index cannot be kept: %s; set VQVDM_CACHE to a folder with room", error)
 
 
 # ------------------------------------------------------------------------------------------------------------- decoding

@@ -14,12 +14,13 @@ from safetensors.numpy import save
 from torch.utils.data import Dataset
 
 from vqvdm.data.toy import ToyMotions
+from vqvdm.files import write_bytes
 from vqvdm.judge import CLASSES, Judgement, judge
 from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.recipe import Recipe
 from vqvdm.verbs.reconstruct import reconstruct
 from vqvdm.verbs.sample import generate, make_orders
-from vqvdm.video import Video, to_clip, write_bytes
+from vqvdm.video import Video, to_clip
 
 SAMPLING_BATCH = 40  # clips
 RECONSTRUCTION_BATCH = 16

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vqvdm import __version__
+from vqvdm.files import write_bytes
 from vqvdm.judge import CLASSES
-from vqvdm.video import SHEET_SIDE, Video, enlarged, grid, sheet, write_bytes, write_video
+from vqvdm.video import SHEET_SIDE, Video, enlarged, grid, sheet, write_video
 
 if TYPE_CHECKING:
     from vqvdm.demo.clips import Generated, Unseen
@@ -22,11 +23,6 @@ Clip = TypeVar("Clip", "Generated", "Unseen")
 
 SIDE = 128  # pixels of a side in the video files: small clips are enlarged
 SHEET_FRAMES = 8
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of UTF-8."""
-    write_bytes(path, text.encode())
 
 
 def write_videos(folder: Path, generated: Sequence[Generated], unseen: Sequence[Unseen]) -> None:

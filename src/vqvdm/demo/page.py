@@ -19,7 +19,8 @@ from PIL import Image
 
 from vqvdm.demo.clips import Generated, Unseen
 from vqvdm.demo.figures import INK, SECOND, Series, alone, line_chart, matrix
-from vqvdm.demo.files import first, write_text
+from vqvdm.demo.files import first
+from vqvdm.files import write_text
 from vqvdm.judge import CLASSES
 from vqvdm.recipe import Recipe
 from vqvdm.video import Video

@@ -17,6 +17,7 @@ from typing import Any
 
 from vqvdm import __version__
 from vqvdm.errors import InputError
+from vqvdm.files import write_text
 from vqvdm.judge import CLASSES
 from vqvdm.recipe import Recipe, run_folder
 from vqvdm.structure import plain
@@ -71,7 +72,7 @@ def demo(recipe: Recipe, run: Path, clips: int = 8) -> Path:
 def _run_stages(recipe: Recipe, run: Path, clips: int) -> dict[str, Any]:
     # Here, so that a finished demo answers without loading torch.
     from vqvdm.demo.clips import generate_clips, judge_clips, reconstruct_clips
-    from vqvdm.demo.files import write_sheet_of_classes, write_text, write_videos
+    from vqvdm.demo.files import write_sheet_of_classes, write_videos
     from vqvdm.demo.page import write_page
     from vqvdm.demo.report import make_report
     from vqvdm.train.denoiser import train_denoiser
@@ -116,7 +117,6 @@ class Clock:
     @contextmanager
     def stage(self, name: str, what: str) -> Iterator[None]:
         """Time one of `STAGES`, also if it is interrupted."""
-        from vqvdm.demo.files import write_text
 
         print(f"{STAGES.index(name) + 1}/{len(STAGES)} {name}: {what}", flush=True)
         self.running, self.started = name, time.perf_counter()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
+
+from vqvdm.files import write_text
 
 
 class Meter:
@@ -52,9 +53,7 @@ class Log:
         if accelerator.is_main_process and path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if self._is_kept(line, step)]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            os.replace(temporary, path)
+            write_text(path, "".join(f"{line}\n" for line in kept))
 
     def _is_kept(self, line: str, step: int) -> bool:
         try:

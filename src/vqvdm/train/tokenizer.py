@@ -19,7 +19,6 @@ from vqvdm import __version__
 from vqvdm.data import open_dataset
 from vqvdm.discriminators import adaptive_weight, ramp_factor
 from vqvdm.errors import InputError
-from vqvdm.perceptual import load_lpips
 from vqvdm.recipe import DataRecipe, Recipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
@@ -39,6 +38,7 @@ from vqvdm.train.optimization import (
 )
 from vqvdm.train.order import Batch, seed_of
 from vqvdm.video import grid, to_video, write_sheet, write_video
+from vqvdm.weights.lpips import load_lpips
 
 FOLLOWED_CLIPS = 32  # unseen clips (training clips where there are none) on which PSNR is followed
 SHOWN_CLIPS = 6  # of them in each sheet

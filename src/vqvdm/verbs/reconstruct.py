@@ -22,10 +22,11 @@ from vqvdm.data.listing import Sample
 from vqvdm.data.worlds import WORLDS
 from vqvdm.decode import VIDEO_SUFFIXES
 from vqvdm.errors import InputError
+from vqvdm.files import check_writable
 from vqvdm.loading import load_tokenizer
 from vqvdm.recipe import DataRecipe, Recipe
 from vqvdm.tokenizer import VideoTokenizer
-from vqvdm.video import Video, check_writable, enlarged, grid, to_video, write_sheet, write_video
+from vqvdm.video import Video, enlarged, grid, to_video, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_CLIPS = 50

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 import vqvdm
 from vqvdm.errors import InputError
+from vqvdm.files import check_writable
 from vqvdm.loading import load_pipeline
 from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
-from vqvdm.video import Video, check_writable, enlarged, to_video, write_sheet, write_video
+from vqvdm.video import Video, enlarged, to_video, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_ROWS = 100
