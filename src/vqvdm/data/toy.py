@@ -19,7 +19,7 @@ __all__ = ["CLASSES", "FRAME_RATES", "SHAPES", "ToyClip", "ToyMotions", "ToyWorl
 
 FRAME_RATES = (8.0, 12.0, 16.0)  # frames per second
 SHAPES = ("disc", "square", "triangle", "bar", "cross", "star")
-_SPINNING = ("triangle", "bar")  # at 32x32 the others are too round for their turning to be seen
+_SPINNING = ("bar", "ellipse")  # at 32x32 the others are too round for their turning to be seen
 
 
 @dataclass(frozen=True)
@@ -185,6 +185,9 @@ def _signed_distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.hypot(x, y) - 0.95
     if shape == "square":
         return np.maximum(np.abs(x), np.abs(y)) - 0.8
+    if shape == "ellipse":  # first order in the distance, as near the edge only
+        k = np.hypot(x, y / 0.45)
+        return (k - 1) * k / np.maximum(np.hypot(x, y / 0.45**2), 1e-6)
     if shape == "bar":
         return np.maximum(np.abs(x) - 1.0, np.abs(y) - 0.45)
     if shape == "cross":
