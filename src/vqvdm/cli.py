@@ -31,9 +31,10 @@ app = App(
 )
 data = App(name="data", help="Look at a data set.", sort_key=1)
 train = App(name="train", help="Train tokenizer (stage 1) or denoiser (stage 2); call again to resume.", sort_key=2)
+evaluate = App(name="evaluate", help="Score videos: FVD, KVD and more.", sort_key=6)
 recipe = App(name="recipe", help="Look at recipes.", sort_key=6)
 weights = App(name="weights", help="Fetch or import the networks that measure.", sort_key=7)
-_GROUPS = {"data": data, "train": train, "recipe": recipe, "weights": weights}
+_GROUPS = {"data": data, "train": train, "evaluate": evaluate, "recipe": recipe, "weights": weights}
 
 app.command("vqvdm.demo.run:main", name="demo", help="From nothing to generated videos, in minutes.", sort_key=0)
 app.command(data)
@@ -44,6 +45,8 @@ train.command("vqvdm.train.denoiser:main", name="denoiser", help="Stage 2, laten
 app.command("vqvdm.verbs.encode:main", name="encode", help="Write the latent cache for stage 2.", sort_key=3)
 app.command("vqvdm.verbs.sample:main", name="sample", help="Generate videos.", sort_key=4)
 app.command("vqvdm.verbs.reconstruct:main", name="reconstruct", help="Pass videos through the tokenizer.", sort_key=5)
+app.command(evaluate)
+evaluate.command("vqvdm.verbs.evaluate:files", name="files", help="Videos of any system against others.")
 app.command(recipe)
 recipe.command("vqvdm.verbs.show:show", name="show", help="Print a recipe with all its numbers.")
 recipe.command("vqvdm.verbs.show:names", name="list", help="Print the packaged recipes.")

