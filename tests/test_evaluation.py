@@ -17,6 +17,7 @@ from vqvdm.evaluation.features import i3d_features, prepare
 from vqvdm.evaluation.files import Extractor, score_videos
 from vqvdm.evaluation.sources import open_videos, read_clips
 from vqvdm.metrics import frechet_distance, kernel_distance
+from vqvdm.metrics.motion import motion_distance, motion_features
 from vqvdm.metrics.protocol import Draw, Protocol
 from vqvdm.video import write_video
 
@@ -109,6 +110,8 @@ def test_figures_are_those_of_the_features(tmp_path):
     features = [i3d_features(array, Projection(), Protocol()) for array in (real, fake)]
     assert report["metrics"]["fvd"]["value"] == pytest.approx(frechet_distance(*features, ddof=0), rel=1e-4)
     assert report["metrics"]["kvd"]["value"] == pytest.approx(kernel_distance(*features), rel=1e-4)
+    motion = [np.stack([motion_features(clip) for clip in array]) for array in (real, fake)]
+    assert report["metrics"]["motion"]["value"] == pytest.approx(motion_distance(*motion), rel=1e-4)
     assert report["metrics"]["fvd"]["deviation"] is None
     assert "ddof 0" in report["protocol"]["line"]
     assert "real 12, fake 12" in report["protocol"]["line"]

@@ -21,6 +21,8 @@ from vqvdm.metrics.resize import fit_square, resize
 
 logger = logging.getLogger(__name__)
 
+Features = dict[str, np.ndarray]  # kind -> (n, d)
+
 _KEEP_EVERY = 512  # clips
 
 
@@ -59,7 +61,7 @@ def i3d_features(
                 bar.update(len(prepared))
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = allowed
-    return np.concatenate(features) if features else np.zeros((0, 400), np.float32)
+    return np.concatenate(features) if features else np.zeros((0, CLASSES), np.float32)
 
 
 def prepare(clip: Frames, protocol: Protocol) -> Tensor:
@@ -89,29 +91,32 @@ def kept_features(
     key: str,
     clips: Callable[[int], Iterable[Frames]],
     total: int,
-    extract: Callable[[Iterable[Frames], int], np.ndarray],
-) -> np.ndarray:
+    extract: Callable[[Iterable[Frames], int], Features],
+) -> Features:
     """Features from the cache, or computed and kept there; an interrupted computation goes on where it was.
 
     Args:
         key: of all that the features follow from.
         clips: from the n-th one onwards.
-        total: clips in all.
-        extract: clips and their number -> (n, 400).
+        total: clips in all, at least one.
+        extract: clips and their number -> features of each kind, in their order.
 
     Returns:
-        float32 (total, 400).
+        Of each kind (total, d).
     """
     file = cache_folder() / "features" / f"{key}.safetensors"
-    known = np.zeros((0, CLASSES), np.float32)
+    known: Features = {}
     if file.is_file():
         try:
-            known = load(file.read_bytes())["features"]
-        except (SafetensorError, OSError, KeyError):
+            known = load(file.read_bytes())
+        except (SafetensorError, OSError):
             logger.warning("%s is damaged and is made anew", file)
-    left = iter(clips(len(known)))
-    while len(known) < total:
-        number = min(_KEEP_EVERY, total - len(known))
-        known = np.concatenate([known, extract(islice(left, number), number)])
-        write_bytes(file, save({"features": known}))
+    done = len(next(iter(known.values()))) if known else 0
+    left = iter(clips(done))
+    while done < total:
+        number = min(_KEEP_EVERY, total - done)
+        found = extract(islice(left, number), number)
+        known = {kind: np.concatenate([known[kind], new]) if known else new for kind, new in found.items()}
+        write_bytes(file, save(known))
+        done += number
     return known

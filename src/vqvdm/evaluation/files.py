@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 
 import vqvdm
 from vqvdm.errors import InputError
-from vqvdm.evaluation.features import i3d_features, kept_features
+from vqvdm.evaluation.features import Features, i3d_features, kept_features
 from vqvdm.evaluation.scores import distribution_figures, warnings_of
-from vqvdm.evaluation.sources import Videos, read_clips
+from vqvdm.evaluation.sources import Frames, Videos, read_clips
 from vqvdm.metrics.i3d import I3D
+from vqvdm.metrics.motion import motion_features
 from vqvdm.metrics.protocol import Draw, Protocol, draw_clips
+
+_FORM = 1  # of what is kept; another one is made anew
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def score_videos(
                 features_of(fake, drawn["fake"], protocol, protocol.fake_stride, extractor),
             )
         )
-    counts = {"real": len(pairs[0][0]), "fake": len(pairs[0][1])}
+    counts = {side: len(features["logits"]) for side, features in zip(("real", "fake"), pairs[0], strict=True)}
     figures = distribution_figures(pairs, protocol)
     return {
         "metrics": {name: figure.plain() for name, figure in figures.items()},
@@ -78,24 +81,33 @@ def score_videos(
 
 def features_of(
     videos: Videos, draws: Sequence[Draw], protocol: Protocol, stride: int, extractor: Extractor
-) -> np.ndarray:
-    """I3D's logits of these clips, float32 (n, 400), kept in the cache by the content of the videos."""
+) -> Features:
+    """I3D's logits (n, 400) and motion (n, 20) of these clips, kept in the cache by the content of the videos."""
     prepared = (protocol.frames, protocol.resize, protocol.fit, protocol.side, protocol.quantise, protocol.epsilon)
     facts = (videos.digest(), [(draw.video, draw.start) for draw in draws], stride, prepared, extractor.identity)
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
-    return kept_features(
-        key,
-        lambda first: read_clips(videos, draws[first:], protocol.frames, stride),
-        len(draws),
-        lambda clips, number: i3d_features(
-            clips,
+    key = hashlib.sha256(repr((_FORM, facts)).encode()).hexdigest()[:24]
+
+    def extract(clips: Iterable[Frames], number: int) -> Features:
+        motion: list[np.ndarray] = []
+
+        def watched() -> Iterator[Frames]:
+            for clip in clips:
+                motion.append(motion_features(clip))
+                yield clip
+
+        logits = i3d_features(
+            watched(),
             extractor.network,
             protocol,
             total=number,
             batch=extractor.batch,
             device=extractor.device,
             name=f"features of {videos.name}",
-        ),
+        )
+        return {"logits": logits, "motion": np.stack(motion)}
+
+    return kept_features(
+        key, lambda first: read_clips(videos, draws[first:], protocol.frames, stride), len(draws), extract
     )
 
 

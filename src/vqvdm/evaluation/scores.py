@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vqvdm.evaluation.features import Features
 from vqvdm.metrics import frechet_distance, kernel_distance, neighbours
+from vqvdm.metrics.motion import motion_distance
 from vqvdm.metrics.protocol import FEW, Protocol
 
 NEAREST = 5
@@ -28,19 +29,22 @@ class Figure:
         return {"value": self.value, "deviation": self.deviation, "better": self.better}
 
 
-def distribution_figures(
-    pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32]]], protocol: Protocol
-) -> dict[str, Figure]:
-    """Figures of (real, fake) features (n, 400), one pair a draw.
+def distribution_figures(pairs: Sequence[tuple[Features, Features]], protocol: Protocol) -> dict[str, Figure]:
+    """Figures of (real, fake) features, one pair a draw.
+
+    Args:
+        pairs: each side has `logits` (n, 400) and `motion` (n, 20).
 
     Returns:
-        fvd, kvd, precision, recall, density, coverage; the last four only of sets of more than 5 clips.
+        fvd, kvd, motion, precision, recall, density, coverage; the last four only of sets of more than 5 clips.
     """
     found: dict[str, list[float]] = {}
-    for real, fake in pairs:
+    for real_features, fake_features in pairs:
+        real, fake = real_features["logits"], fake_features["logits"]
         figures = {
             "fvd": frechet_distance(real, fake, ddof=protocol.ddof),
             "kvd": kernel_distance(real, fake),
+            "motion": motion_distance(real_features["motion"], fake_features["motion"]),
         }
         if min(len(real), len(fake)) > NEAREST:
             figures |= neighbours(real, fake, NEAREST)._asdict()
@@ -50,7 +54,7 @@ def distribution_figures(
         name: Figure(
             float(np.mean(values)),
             float(np.std(values)) if len(values) > 1 else None,
-            "lower" if name in ("fvd", "kvd") else "higher",
+            "lower" if name in ("fvd", "kvd", "motion") else "higher",
         )
         for name, values in found.items()
     }

@@ -21,6 +21,7 @@ from vqvdm.weights.i3d import load_i3d
 _ROWS = {
     "fvd": "FVD",
     "kvd": "KVD",
+    "motion": "motion",
     "precision": "precision",
     "recall": "recall",
     "density": "density",
@@ -50,7 +51,8 @@ def files(
     batch: int = 4,
     device: str = "auto",
 ) -> None:
-    """Score videos of any system against reference videos: FVD, KVD, precision, recall, density, coverage.
+    """Score videos of any system against reference videos: FVD, KVD, motion, precision, recall, density,
+    coverage.
 
     Either side is a folder of videos, GIFs or frames, or one array file (.npy, .npz, .pt) of (n, t, h, w, 3). Features
     are kept in the cache, so the same reference costs nothing the second time, and an interrupted run goes on.
