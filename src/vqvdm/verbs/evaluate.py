@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from vqvdm.data.layouts import Layout
 from vqvdm.errors import InputError
+from vqvdm.evaluation.compare import LABELS, Dataset, published_table, read_report, side_by_side
 from vqvdm.evaluation.files import Extractor, score_videos
 from vqvdm.evaluation.sources import open_videos
 from vqvdm.files import check_writable, write_text
@@ -17,16 +19,6 @@ from vqvdm.metrics.protocol import preset
 from vqvdm.metrics.resize import Convention
 from vqvdm.weights.folder import weights_file
 from vqvdm.weights.i3d import load_i3d
-
-_ROWS = {
-    "fvd": "FVD",
-    "kvd": "KVD",
-    "motion": "motion",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
 
 
 def files(
@@ -108,10 +100,30 @@ def files(
     print(as_text(found))
 
 
+def compare(*reports: Path, dataset: Dataset | None = None) -> None:
+    """Print reports side by side, and where their protocols differ.
+
+    Args:
+        reports: files that `vqvdm evaluate` wrote.
+        dataset: add the published figures on UCF-101 (ucf101) or Sky Time-lapse (sky).
+    """
+    if not reports and dataset is None:
+        raise InputError("nothing to compare: give reports, or --dataset ucf101 or sky for the published figures")
+    if reports:
+        print(side_by_side({path.stem if names_differ(reports) else str(path): read_report(path) for path in reports}))
+    if dataset is not None:
+        print(f"\nPublished, each by its own protocol:\n\n{published_table(dataset)}")
+
+
+def names_differ(paths: Sequence[Path]) -> bool:
+    """Whether files can be told apart by their names without folder and suffix."""
+    return len({path.stem for path in paths}) == len(paths)
+
+
 def as_text(found: dict[str, Any]) -> str:
     """A report for the eye: a line a figure, then the protocol and the warnings."""
     lines = []
-    for name, label in _ROWS.items():
+    for name, label in LABELS.items():
         if figure := found["metrics"].get(name):
             spread = "" if figure["deviation"] is None else f" +- {figure['deviation']:.2g}"
             lines.append(f"{label:<12}{figure['value']:>12.4g}{spread}   ({figure['better']} is better)")
