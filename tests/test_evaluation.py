@@ -99,6 +99,18 @@ def test_files_and_arrays_of_the_same_videos_have_the_same_score(tmp_path):
     assert reports[0]["counts"] == {"real": 6, "fake": 6}
 
 
+def test_all_of_a_folder_that_names_no_splits_is_taken(tmp_path):
+    """Training would set a tenth of it apart."""
+    for number, video in enumerate(videos(0, 12)):
+        write_video(tmp_path / "plain" / f"{number}.mp4", video, 8)
+        write_video(tmp_path / "split" / ("test" if number < 4 else "train") / "x" / f"{number}.mp4", video, 8)
+    plain = open_videos(tmp_path / "plain", split="train")
+    assert (len(plain.lengths), plain.split) == (12, "all")
+    for split, count in (("train", 8), ("test", 4), ("all", 12)):
+        named = open_videos(tmp_path / "split", split=split)
+        assert (len(named.lengths), named.split) == (count, split)
+
+
 def test_figures_are_those_of_the_features(tmp_path):
     real, fake = videos(0, 12), videos(1, 12)
     report = score_videos(

@@ -40,6 +40,7 @@ class Listing:
     absent: tuple[str, ...] = ()  # named by lists or manifest, but not on disk
     unlisted: int = 0  # on disk, but in neither list of the split
     notes: tuple[str, ...] = ()  # what was left out, or might have been meant otherwise
+    held_out: bool = False  # the data set names no test split: some of it was set apart here
 
     def of_split(self, split: Literal["train", "test"]) -> tuple[Sample, ...]:
         return tuple(sample for sample in self.samples if sample.split in (None, split))
@@ -67,7 +68,7 @@ def hold_out(listing: Listing) -> Listing:
     held = _held_groups(listing.samples)
     samples = tuple(replace(s, split="test" if s.group in held else "train") for s in listing.samples)
     source = f"no test split is named: {TEST_SHARE:.0%} of the sources held out, by a hash of the name"
-    return replace(listing, samples=samples, split_source=source)
+    return replace(listing, samples=samples, split_source=source, held_out=True)
 
 
 def _held_groups(samples: Sequence[Sample]) -> set[str]:

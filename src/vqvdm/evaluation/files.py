@@ -126,6 +126,7 @@ def _drawn(videos: Videos, protocol: Protocol, stride: int, repeat: int) -> list
 def _description(videos: Videos) -> dict[str, Any]:
     return {
         "name": videos.name,
+        "split": videos.split,
         "videos": len(videos.lengths),
         "skipped": len(videos.skipped),
         "digest": videos.digest(),

@@ -33,10 +33,12 @@ class Videos(Interface):
     Attributes:
         name: what the user called it.
         lengths: (n,) frames of each video.
+        split: of the data set, or "all".
         skipped: what was left out, with the reason of each.
     """
 
     name: str
+    split: str
     lengths: NDArray[np.int64]
     skipped: list[str]
 
@@ -61,7 +63,7 @@ def open_videos(
     Args:
         path: a folder of videos, GIFs or frames in any layout, a manifest, or an array file: .npy, .npz, .pt.
         layout: of a folder.
-        split: of a data set that has splits.
+        split: of a data set that has splits; of another one all is taken.
         size: frames of files are resized, antialiased, to this short side and cut to a square, as for training.
 
     Raises:
@@ -81,7 +83,8 @@ class FileVideos:
     ) -> None:
         self.name, self.size = str(path), size
         listing = find_videos(path, layout, 0 if split == "all" else 1)
-        samples = listing.samples if split == "all" else listing.of_split(split)
+        self.split = "all" if listing.held_out else split  # what training sets apart is no split of the data's own
+        samples = listing.samples if self.split == "all" else listing.of_split(self.split)
         samples = sorted({sample.path: sample for sample in samples}.values(), key=lambda sample: sample.path)
         if not samples:
             raise InputError(f"{path}: no video is in the {split} split ({listing.split_source})")
@@ -120,7 +123,7 @@ class ArrayVideos:
     """
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
+        self.name, self.split = str(path), "all"
         self.skipped: list[str] = []
         self.array, self.axis = _read_array(path), 0
         shape = self.array.shape
