@@ -9,3 +9,9 @@ class InputError(ValueError):
     The message names the file or field, the value found and what would be right. The command line prints it alone,
     without a traceback, and ends with status 2; from Python it is an ordinary `ValueError`.
     """
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of its message, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -12,7 +12,7 @@ import torch
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, reason_of
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.tokenizer import VideoTokenizer
 
@@ -32,7 +32,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device {name!r} cannot be used here: {reason_of(error)}") from error
     return device
 
 
@@ -87,7 +87,7 @@ def _readable(model: str | os.PathLike[str]) -> Iterator[None]:
         raise
     except (OSError, ValueError, SafetensorError) as error:
         nor = "" if Path(model).exists() else f" (nor is there a folder {model} here)"
-        raise InputError(f"{model} cannot be loaded: {str(error).strip().splitlines()[0]}{nor}") from error
+        raise InputError(f"{model} cannot be loaded: {reason_of(error)}{nor}") from error
 
 
 @contextmanager

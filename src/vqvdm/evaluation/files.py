@@ -84,7 +84,7 @@ def features_of(
 ) -> Features:
     """I3D's logits (n, 400) and motion (n, 20) of these clips, kept in the cache by the content of the videos."""
     prepared = (protocol.frames, protocol.resize, protocol.fit, protocol.side, protocol.quantise, protocol.epsilon)
-    facts = (videos.digest(), [(draw.video, draw.start) for draw in draws], stride, prepared, extractor.identity)
+    facts = (videos.digest, [(draw.video, draw.start) for draw in draws], stride, prepared, extractor.identity)
     key = hashlib.sha256(repr((_FORM, facts)).encode()).hexdigest()[:24]
 
     def extract(clips: Iterable[Frames], number: int) -> Features:
@@ -129,7 +129,7 @@ def _description(videos: Videos) -> dict[str, Any]:
         "split": videos.split,
         "videos": len(videos.lengths),
         "skipped": len(videos.skipped),
-        "digest": videos.digest(),
+        "digest": videos.digest,
     }
 
 

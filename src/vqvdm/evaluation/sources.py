@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 from typing import Protocol as Interface
@@ -18,7 +19,7 @@ from vqvdm.data.clips import middle, restated, stretch
 from vqvdm.data.index import build_index
 from vqvdm.data.layouts import Layout, find_videos
 from vqvdm.decode import VideoError, VideoInfo, read_frames
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, reason_of
 from vqvdm.metrics.protocol import Draw
 
 ARRAY_SUFFIXES = (".npy", ".npz", ".pt", ".pth")
@@ -46,6 +47,7 @@ class Videos(Interface):
         """(t, h, w, 3) RGB; uint8, or float32 in 0..255 where it never was in 8 bits."""
         ...
 
+    @property
     def digest(self) -> str:
         """Changes with the content."""
         ...
@@ -111,6 +113,7 @@ class FileVideos:
         video = read_frames(self.root / path, numbers, info, short_side=self.size)
         return video if self.size is None else centre(video, self.size)
 
+    @cached_property
     def digest(self) -> str:
         facts = [(path, stamp, first) for path, _, first, stamp in self._videos]
         return hashlib.sha256(repr((facts, self.lengths.tolist(), self.size)).encode()).hexdigest()[:16]
@@ -148,6 +151,7 @@ class ArrayVideos:
             return video
         return video.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
 
+    @cached_property
     def digest(self) -> str:
         digest = hashlib.sha256(repr((self.array.shape, str(self.array.dtype))).encode())
         for video in self.array:
@@ -177,8 +181,7 @@ def _read_array(path: Path) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} cannot be read: {reason[0]}") from error
+        raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def _only(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:

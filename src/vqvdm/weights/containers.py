@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vqvdm.errors import InputError
-from vqvdm.weights.pickles import read_pickled_arrays
+from vqvdm.errors import InputError, reason_of
+from vqvdm.weights.pickles import leaves, read_pickled_arrays
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -42,8 +42,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except InputError:
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{path} cannot be read: {reason[0]}") from error
+        raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
     return as_tensors(found)
 
 
@@ -90,14 +89,4 @@ def _read_msgpack(path: Path) -> dict[str, np.ndarray]:
         return np.frombuffer(buffer, dtype=np.dtype(dtype)).reshape(shape)
 
     content = msgpack.unpackb(path.read_bytes(), ext_hook=extension, raw=False, strict_map_key=False)
-    arrays: dict[str, np.ndarray] = {}
-
-    def collect(node: Any, name: str) -> None:
-        if isinstance(node, Mapping):
-            for key, value in node.items():
-                collect(value, f"{name}/{key}" if name else str(key))
-        elif isinstance(node, np.ndarray):
-            arrays[name] = node
-
-    collect(content, "")
-    return arrays
+    return {name: leaf for name, leaf in leaves(content) if isinstance(leaf, np.ndarray)}

@@ -164,8 +164,24 @@ def _flax(name: str) -> str:
     return f"{tree}/{unit.replace('.', '/')}/{inner}"
 
 
-def _torch_part(part: str, norm: str) -> str:
-    return {
+def _piergiaj(name: str) -> str:
+    """pytorch-i3d, and the i3d_pretrained_400.pt of VideoGPT, TATS, DIGAN and cd-fvd."""
+    unit, part = _split(name)
+    return _in_torch("logits" if unit == LOGITS else unit, part, _PIERGIAJ, "bn")
+
+
+def _hassony2(name: str) -> str:
+    """kinetics_i3d_pytorch, and StyleGAN-V's TorchScript."""
+    unit, part = _split(name)
+    block, dot, branch = unit.partition(".")
+    return _in_torch("conv3d_0c_1x1" if unit == LOGITS else block.lower() + dot + branch, part, _HASSONY2, "batch3d")
+
+
+def _in_torch(unit: str, part: str, branches: Mapping[str, str], norm: str) -> str:
+    """The name in a PyTorch module whose branches and batch norms are called so."""
+    block, _, branch = unit.partition(".")
+    place = f"{block}.{branches[branch]}" if branch else block
+    inner = {
         "weight": "conv3d.weight",
         "bias": "conv3d.bias",
         "beta": f"{norm}.bias",
@@ -173,28 +189,7 @@ def _torch_part(part: str, norm: str) -> str:
         "variance": f"{norm}.running_var",
         "gain": f"{norm}.weight",
     }[part]
-
-
-def _piergiaj(name: str) -> str:
-    """pytorch-i3d, and the i3d_pretrained_400.pt of VideoGPT, TATS, DIGAN and cd-fvd."""
-    unit, part = _split(name)
-    block, _, branch = unit.partition(".")
-    if unit == LOGITS:
-        place = "logits"
-    else:
-        place = f"{block}.{_PIERGIAJ[branch]}" if branch else block
-    return f"{place}.{_torch_part(part, 'bn')}"
-
-
-def _hassony2(name: str) -> str:
-    """kinetics_i3d_pytorch, and StyleGAN-V's TorchScript."""
-    unit, part = _split(name)
-    block, _, branch = unit.partition(".")
-    if unit == LOGITS:
-        place = "conv3d_0c_1x1"
-    else:
-        place = f"{block.lower()}.{_HASSONY2[branch]}" if branch else block.lower()
-    return f"{place}.{_torch_part(part, 'batch3d')}"
+    return f"{place}.{inner}"
 
 
 def _in_torch_order(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from typing import Any
 
@@ -45,15 +45,17 @@ def read_pickled_arrays(data: bytes, source: str) -> dict[str, np.ndarray]:
     except Exception as error:
         raise InputError(f"{source} is no readable pickle ({type(error).__name__}: {error})") from error
     arrays: dict[str, np.ndarray] = {}
-
-    def collect(node: Any, path: str) -> None:
-        if isinstance(node, Mapping):
-            for key, value in node.items():
-                collect(value, f"{path}/{key}" if path else str(key))
-        elif isinstance(node, np.ndarray) and node.dtype.kind in "fiu":
-            arrays[path] = node
-        else:
-            raise InputError(f"{source} is refused: {path or 'its content'} is a {type(node).__name__}, no array")
-
-    collect(content, "")
+    for name, leaf in leaves(content):
+        if not (isinstance(leaf, np.ndarray) and leaf.dtype.kind in "fiu"):
+            raise InputError(f"{source} is refused: {name or 'its content'} is a {type(leaf).__name__}, no array")
+        arrays[name] = leaf
     return arrays
+
+
+def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """What nested mappings hold, with the keys on the way to it joined with "/"."""
+    if not isinstance(node, Mapping):
+        yield name, node
+        return
+    for key, value in node.items():
+        yield from leaves(value, f"{name}/{key}" if name else str(key))
