@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 import vqvdm.demo.clips
+from vqvdm.charts import Series, line_chart, matrix
 from vqvdm.demo.clips import Generated, Unseen, UnseenClips, judge_clips
-from vqvdm.demo.figures import Series, line_chart, matrix
 from vqvdm.demo.page import strip
 from vqvdm.demo.report import make_report
 from vqvdm.demo.run import RATES, STAGES, Clock, main

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from vqvdm import cli
 from vqvdm.errors import InputError
-from vqvdm.evaluation.features import i3d_features, prepare
-from vqvdm.evaluation.files import Extractor, score_videos
-from vqvdm.evaluation.sources import open_videos, read_clips
+from vqvdm.data.clips import ClipTiming
+from vqvdm.evaluation.features import Extractor, Network, extract, prepare
+from vqvdm.evaluation.score import score
+from vqvdm.evaluation.sides import DrawnVideos
+from vqvdm.evaluation.sources import Clip, Frames, Videos, open_videos, read_clips
 from vqvdm.metrics import frechet_distance, kernel_distance
 from vqvdm.metrics.motion import motion_distance, motion_features
 from vqvdm.metrics.protocol import Draw, Protocol
@@ -33,7 +35,7 @@ class Projection(nn.Module):
         return pooled @ torch.randn(pooled.shape[1], 400, generator=generator)
 
 
-EXTRACTOR = Extractor(Projection(), "projection")  # pyrefly: ignore[bad-argument-type]
+EXTRACTOR = Extractor(Network("projection", Projection))
 
 
 def videos(seed: int, n: int, frames: int = 16, size: int = 16) -> np.ndarray:
@@ -41,6 +43,29 @@ def videos(seed: int, n: int, frames: int = 16, size: int = 16) -> np.ndarray:
     rng = np.random.default_rng(seed)
     base = rng.uniform(0, 255, (n, 1, size, size, 3)) + np.cumsum(rng.normal(0, 9, (n, frames, 1, 1, 3)), axis=1)
     return base.clip(0, 255).astype(np.uint8)
+
+
+def score_videos(
+    fake: Videos, real: Videos, protocol: Protocol, extractor: Extractor = EXTRACTOR, asked: int | None = None
+) -> dict:
+    """As the command does."""
+    protocol = protocol.changed(clips=asked)
+    sides = (
+        DrawnVideos(videos, protocol, ClipTiming(protocol.frames, protocol.fps, stride), extractor)
+        for videos, stride in ((fake, protocol.fake_stride), (real, protocol.stride))
+    )
+    return score(*sides, protocol, asked=asked).report
+
+
+def logits(clips: np.ndarray, protocol: Protocol | None = None, batch: int = 4) -> np.ndarray:
+    """(n, 400)"""
+    extractor = Extractor(Network("projection", Projection), batch=batch)
+    return extract((Clip(clip) for clip in clips), extractor, protocol or Protocol())["logits"]
+
+
+def read(source: Videos, draw: Draw, frames: int, stride: int = 1) -> Frames:
+    (clip,) = source.clips([draw], ClipTiming(frames, None, stride))
+    return clip.frames
 
 
 def stored(path: Path, array: np.ndarray) -> Path:
@@ -67,7 +92,7 @@ def test_one_array_in_every_form(tmp_path):
     for name in (*forms, "f.npz", "g.pt", "h.pt"):
         source = open_videos(tmp_path / name)
         assert source.lengths.tolist() == [16, 16, 16], name
-        clip = source.clip(Draw(1, 2), 5, 3)
+        clip = read(source, Draw(1, 2), 5, 3)
         np.testing.assert_allclose(clip, made[1, 2:15:3], atol=1e-3, err_msg=name)
         assert (clip.dtype == np.uint8) == (name in "a.npy b.npy c.npy f.npz g.pt"), name
 
@@ -79,8 +104,8 @@ def test_frames_of_a_folder_are_in_the_order_of_their_numbers(tmp_path):
         for number in range(16):
             Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(tmp_path / clip / f"frame_{number}.png")
     source = open_videos(tmp_path)
-    assert source.clip(FIRST, 16, 1)[:, 0, 0, 0].tolist() == [10 * number for number in range(16)]
-    assert source.clip(Draw(1, 1), 5, 3)[:, 0, 0, 0].tolist() == [10, 40, 70, 100, 130]
+    assert read(source, FIRST, 16)[:, 0, 0, 0].tolist() == [10 * number for number in range(16)]
+    assert read(source, Draw(1, 1), 5, 3)[:, 0, 0, 0].tolist() == [10, 40, 70, 100, 130]
 
 
 def test_files_and_arrays_of_the_same_videos_have_the_same_score(tmp_path):
@@ -119,7 +144,7 @@ def test_figures_are_those_of_the_features(tmp_path):
         Protocol(ddof=0),
         EXTRACTOR,
     )
-    features = [i3d_features(array, Projection(), Protocol()) for array in (real, fake)]
+    features = [logits(array) for array in (real, fake)]
     assert report["metrics"]["fvd"]["value"] == pytest.approx(frechet_distance(*features, ddof=0), rel=1e-4)
     assert report["metrics"]["kvd"]["value"] == pytest.approx(kernel_distance(*features), rel=1e-4)
     motion = [np.stack([motion_features(clip) for clip in array]) for array in (real, fake)]
@@ -139,7 +164,7 @@ def test_several_draws_have_a_deviation(tmp_path):
 
 def test_features_do_not_depend_on_the_batch(tmp_path):
     clips = videos(0, 17)
-    one, five = (i3d_features(clips, Projection(), Protocol(), batch=size) for size in (1, 5))
+    one, five = (logits(clips, batch=size) for size in (1, 5))
     assert one.shape == (17, 400)
     np.testing.assert_allclose(one, five, rtol=1e-4, atol=1e-4)
 
@@ -148,10 +173,14 @@ def test_an_interrupted_run_goes_on_and_a_second_one_costs_nothing(tmp_path, mon
     monkeypatch.setattr("vqvdm.evaluation.features._KEEP_EVERY", 4)
     real, fake = (open_videos(stored(tmp_path / f"{k}.npy", videos(k, 10))) for k in (0, 1))
     seen = []
-    read = type(real).clip
-    monkeypatch.setattr(
-        type(real), "clip", lambda self, *arguments: (seen.append(self.name), read(self, *arguments))[1]
-    )
+    clips = type(real).clips
+
+    def watched(self, draws, timing):
+        for clip in clips(self, draws, timing):
+            seen.append(self.name)
+            yield clip
+
+    monkeypatch.setattr(type(real), "clips", watched)
 
     class Stop(Projection):
         def forward(self, clips: Tensor) -> Tensor:
@@ -160,7 +189,7 @@ def test_an_interrupted_run_goes_on_and_a_second_one_costs_nothing(tmp_path, mon
             return super().forward(clips)
 
     with pytest.raises(KeyboardInterrupt):
-        score_videos(fake, real, Protocol(), Extractor(Stop(), "projection", batch=2))  # pyrefly: ignore
+        score_videos(fake, real, Protocol(), Extractor(Network("projection", Stop), batch=2))
     seen.clear()
     first = score_videos(fake, real, Protocol(), EXTRACTOR)
     assert len(seen) == 16  # four of the first ten were kept
@@ -183,7 +212,7 @@ def test_an_interrupted_run_goes_on_and_a_second_one_costs_nothing(tmp_path, mon
 def test_what_changes_the_picture_changes_the_features(trap, spring):
     (clip,) = videos(0, 1)
     sides = clip, np.ascontiguousarray(spring(clip))
-    plain, sprung = (i3d_features([side], Projection(), Protocol())[0] for side in sides)
+    plain, sprung = (logits(side[None])[0] for side in sides)
     assert np.linalg.norm(plain - sprung) > 0.1 * np.linalg.norm(plain), trap
 
 
@@ -251,17 +280,20 @@ def test_arrays_that_are_no_videos(tmp_path, array, message):
 def test_sets_that_cannot_be_scored(tmp_path):
     short = open_videos(stored(tmp_path / "short.npy", videos(0, 4, frames=12)))
     fine = open_videos(stored(tmp_path / "fine.npy", videos(0, 4)))
-    with pytest.raises(InputError, match=r"short\.npy: 0 of 4 videos have the 16 frames .* the longest has 12"):
+    with pytest.raises(
+        InputError, match=r"short\.npy: 0 of 4 videos are long enough for 16 frames, the longest has 12"
+    ):
         score_videos(short, fine, Protocol(), EXTRACTOR)
-    with pytest.raises(InputError, match=r"fine\.npy: 0 of 4 videos have the 31 frames"):
+    with pytest.raises(InputError, match=r"fine\.npy: 0 of 4 videos are long enough for 16 frames at stride 2"):
         score_videos(fine, fine, Protocol(stride=2), EXTRACTOR)
     for name, size in (("a", 16), ("b", 24)):
         write_video(tmp_path / "mixed" / f"{name}.mp4", videos(0, 1, size=size)[0], 8)
     mixed = open_videos(tmp_path / "mixed")
     with pytest.raises(InputError, match=r"video 1 is 24x24, others are 16x16"):
-        list(read_clips(mixed, [Draw(0, 0), Draw(1, 0)], 16, 1))
+        list(read_clips(mixed, [Draw(0, 0), Draw(1, 0)], ClipTiming(16)))
     cut = open_videos(tmp_path / "mixed", size=12)
-    assert {clip.shape for clip in read_clips(cut, [Draw(0, 0), Draw(1, 0)], 16, 1)} == {(16, 12, 12, 3)}
+    both = read_clips(cut, [Draw(0, 0), Draw(1, 0)], ClipTiming(16))
+    assert {clip.frames.shape for clip in both} == {(16, 12, 12, 3)}
     with pytest.raises(InputError, match="no such folder"):
         open_videos(tmp_path / "nowhere")
 

@@ -19,7 +19,7 @@ REPORT = {
     "protocol": {"name": "vqvdm", "line": "vqvdm, ...", "clips": 2048, "epsilon": 1e-3, "resize": "half_pixel"},
     "counts": {"real": 2048, "fake": 2048},
     "real": {"digest": "ab"},
-    "network": {"weights": "cd"},
+    "networks": {"i3d": "cd"},
 }
 
 
@@ -42,14 +42,14 @@ def test_every_difference_is_named():
         protocol={"epsilon": 1e-5, "resize": "legacy"},
         counts={"fake": 100},
         real={"digest": "xy"},
-        network={"weights": "zz"},
+        networks={"i3d": "zz"},
     )
     assert differences({"a": REPORT, "b": other}) == {
         "epsilon": [1e-3, 1e-5],
         "resize": ["half_pixel", "legacy"],
         "clips, fake": [2048, 100],
         "reference": ["ab", "xy"],
-        "network": ["cd", "zz"],
+        "weights of i3d": ["cd", "zz"],
     }
     text = side_by_side({"a": REPORT, "b": other})
     assert "do not compare" in text

@@ -15,7 +15,8 @@ LENGTHS = np.array([16, 100, 15, 40, 16])  # the third is shorter than a clip
 
 
 def draws(protocol: Protocol, count: int, stride: int = 1, repeat: int = 0) -> list[tuple[int, int]]:
-    return [(draw.video, draw.start) for draw in draw_clips(LENGTHS, protocol, count, stride, repeat)]
+    starts = np.maximum(LENGTHS - (protocol.frames - 1) * stride, 0)
+    return [(draw.video, draw.start) for draw in draw_clips(starts, protocol, count, repeat)]
 
 
 def test_one_window_of_each_video():
@@ -92,6 +93,8 @@ def test_one_line_says_everything():
         ({"epsilon": 0.0}, "epsilon must be above 0"),
         ({"ddof": 2}, "ddof must be 0 or 1"),
         ({"side": 0}, "side must be at least 1"),
+        ({"fps": 0.0}, "fps must be above 0"),
+        ({"splits": 0}, "splits must be at least 1"),
     ],
 )
 def test_what_no_protocol_can_be(values, message):

@@ -16,8 +16,9 @@ import vqvdm.tokenizer
 from tiny_pipeline import tiny_pipeline
 from vqvdm import cli
 from vqvdm.errors import InputError
+from vqvdm.generation import make_orders, video_seed
 from vqvdm.verbs import sample
-from vqvdm.verbs.sample import main, make_orders, video_seed
+from vqvdm.verbs.sample import main
 from vqvdm.video import read_video
 
 torch.set_num_threads(1)

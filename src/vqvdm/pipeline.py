@@ -40,6 +40,7 @@ from vqvdm.arguments import (
 from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
+from vqvdm.identity import fingerprint
 from vqvdm.model_card import model_card
 from vqvdm.schedulers import Predict, adapted, fit, stated_objective
 from vqvdm.tokenizer import VideoTokenizer
@@ -184,6 +185,15 @@ class VQVDMPipeline(DiffusionPipeline):
     def interrupt(self) -> bool:
         """Whether a callback asked to stop (by setting `pipe._interrupt = True`)."""
         return self._interrupt
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that name the weights of both networks and what sampling knows of the training."""
+        settings = {
+            "diffusion": dict(self.config["diffusion"]),
+            "denoiser": {k: v for k, v in self.denoiser.config.items() if not k.startswith("_")},
+            "tokenizer": None if self.tokenizer is None else self.tokenizer.fingerprint(),
+        }
+        return fingerprint(settings, self.denoiser.state_dict())
 
     def get_label_ids(self, class_labels: ClassLabel | Sequence[ClassLabel]) -> list[int]:
         """Class ids of names or ids.

@@ -8,8 +8,6 @@ and training need not first discover that something moves.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput, RunningNorm
 from vqvdm.convolution import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.errors import InputError
+from vqvdm.identity import fingerprint
 from vqvdm.tiling import blend_tiles
 
 
@@ -366,12 +365,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that name these settings and weights: the key of a latent cache."""
-        settings = {name: value for name, value in self.config.items() if not name.startswith("_")}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=list).encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint(self.config, self.state_dict())
 
 
 def _per_channel(values: Tensor) -> Tensor:

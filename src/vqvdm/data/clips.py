@@ -19,7 +19,7 @@ from vqvdm.data.index import Entry
 from vqvdm.data.listing import Sample
 from vqvdm.decode import VideoError, VideoInfo, read_frames
 from vqvdm.errors import InputError
-from vqvdm.video import to_clip
+from vqvdm.video import Video, to_clip
 
 logger = logging.getLogger(__name__)
 
@@ -220,9 +220,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         numbers, fps = self.timing.pick(times, source.timed.fps, choose(source.starts))
         wanted = [int(number) + source.first for number in numbers]
         video = read_frames(self.root / source.path, wanted, source.info, short_side=self.size)  # (t, h, w, 3)
-        pick = choose if self.crop == "random" else middle
-        top, left = (pick(length - self.size + 1) for length in video.shape[1:3])
-        video = video[:, top : top + self.size, left : left + self.size]
+        video = square(video, self.size, choose if self.crop == "random" else middle)
         if self.flip and self.training and choose(2):
             video = video[:, :, ::-1]
         return {
@@ -235,6 +233,12 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 def middle(count: int) -> int:
     """The middle one of `count` choices."""
     return (count - 1) // 2
+
+
+def square(video: Video, size: int, choose: Callable[[int], int] = middle) -> Video:
+    """A square out of frames (t, h, w, 3), the middle one by default; `choose(n)` says which of n places is taken."""
+    top, left = (choose(length - size + 1) for length in video.shape[1:3])
+    return video[:, top : top + size, left : left + size]
 
 
 def restated(info: VideoInfo, sample: Sample) -> VideoInfo:

@@ -15,11 +15,11 @@ from torch.utils.data import Dataset
 
 from vqvdm.data.toy import ToyMotions
 from vqvdm.files import write_bytes
+from vqvdm.generation import generate, make_orders
 from vqvdm.judge import CLASSES, Judgement, judge
 from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.recipe import Recipe
 from vqvdm.verbs.reconstruct import reconstruct
-from vqvdm.verbs.sample import generate, make_orders
 from vqvdm.video import Video, to_clip
 
 SAMPLING_BATCH = 40  # clips

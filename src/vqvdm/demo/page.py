@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vqvdm.charts import INK, SECOND, Series, alone, line_chart, matrix
 from vqvdm.demo.clips import Generated, Unseen
-from vqvdm.demo.figures import INK, SECOND, Series, alone, line_chart, matrix
 from vqvdm.demo.files import first
 from vqvdm.files import write_text
 from vqvdm.judge import CLASSES

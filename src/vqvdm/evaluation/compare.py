@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from vqvdm.errors import InputError
+from vqvdm.evaluation.report import cell, figure_text, table
+from vqvdm.evaluation.scores import LABELS
 
 Dataset = Literal["ucf101", "sky"]
-LABELS: Mapping[str, str] = {
-    "fvd": "FVD",
-    "kvd": "KVD",
-    "motion": "motion",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-}
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -47,33 +40,35 @@ def side_by_side(reports: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: one column a report, one row a figure; then every field of the protocols in which they differ."""
     names = list(reports)
     rows = [
-        [label, *(_figure(report["metrics"].get(key)) for report in reports.values())]
+        [label, *(_figure(report, key) for report in reports.values())]
         for key, label in LABELS.items()
         if any(key in report["metrics"] for report in reports.values())
     ]
     rows.append(["clips, real / fake", *(f"{r['counts']['real']} / {r['counts']['fake']}" for r in reports.values())])
-    text = _table(["figure", *names], rows)
+    text = table(["figure", *names], rows)
     differing = differences(reports)
     if not differing:
         return f"{text}\n\nOne protocol, one reference and one network: these figures compare."
-    listed = _table(["differs in", *names], [[name, *map(_cell, values)] for name, values in differing.items()])
+    listed = table(["differs in", *names], [[name, *map(cell, values)] for name, values in differing.items()])
     return f"{text}\n\nThese figures do not compare, as far as this matters:\n\n{listed}"
 
 
 def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
     """What the figures depend on and the reports do not share: name -> value in each."""
     facts = [_facts(report) for report in reports.values()]
-    return {name: [fact[name] for fact in facts] for name in facts[0] if len({str(fact[name]) for fact in facts}) > 1}
+    names = dict.fromkeys(name for fact in facts for name in fact)
+    values = {name: [fact.get(name) for fact in facts] for name in names}
+    return {name: found for name, found in values.items() if len(set(map(str, found))) > 1}
 
 
 def published_table(dataset: Dataset) -> str:
     """The published figures as Markdown."""
     columns = [column for column in ("is", "fvd", "kvd") if any(column in row for row in published(dataset))]
     rows = [
-        [row["method"], row["kind"], row["resolution"], *(_cell(row.get(column)) for column in columns), row["source"]]
+        [row["method"], row["kind"], row["resolution"], *(cell(row.get(column)) for column in columns), row["source"]]
         for row in published(dataset)
     ]
-    return _table(["method", "kind", "resolution", *(column.upper() for column in columns), "where"], rows)
+    return table(["method", "kind", "resolution", *(column.upper() for column in columns), "where"], rows)
 
 
 def _facts(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,21 +78,10 @@ def _facts(report: Mapping[str, Any]) -> dict[str, Any]:
         **protocol,
         **counts,
         "reference": report.get("real", {}).get("digest"),
-        "network": report.get("network", {}).get("weights"),
+        **{f"weights of {name}": identity for name, identity in report.get("networks", {}).items()},
     }
 
 
-def _figure(figure: Mapping[str, Any] | None) -> str:
-    if figure is None:
-        return "-"
-    spread = "" if figure["deviation"] is None else f" ± {figure['deviation']:.2g}"
-    return f"{figure['value']:.4g}{spread}"
-
-
-def _cell(value: Any) -> str:
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+def _figure(report: Mapping[str, Any], name: str) -> str:
+    figure = report["metrics"].get(name)
+    return "-" if figure is None else figure_text(figure)

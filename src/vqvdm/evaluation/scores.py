@@ -1,4 +1,4 @@
-"""Features to figures: FVD, KVD, precision, recall, density, coverage, each with its protocol beside it."""
+"""Features to figures: distances of two sets of clips, scores of one, and the quality of reconstructions."""
 
 from __future__ import annotations
 
@@ -7,57 +7,139 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vqvdm.evaluation.features import Features
-from vqvdm.metrics import frechet_distance, kernel_distance, neighbours
+from vqvdm.metrics import frechet_distance, inception_score, kernel_distance, neighbours
 from vqvdm.metrics.motion import motion_distance
 from vqvdm.metrics.protocol import FEW, Protocol
+from vqvdm.metrics.quality import psnr
 
 NEAREST = 5
+LABELS: Mapping[str, str] = {  # of figures, in the order in which they are shown
+    "fvd": "FVD",
+    "kvd": "KVD",
+    "rfvd": "rFVD",
+    "rkvd": "rKVD",
+    "is": "IS",
+    "kinetics_score": "Kinetics score",
+    "motion": "motion",
+    "precision": "precision",
+    "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
+    "psnr": "PSNR (dB)",
+    "ssim": "SSIM",
+    "lpips_vgg": "LPIPS (VGG)",
+    "lpips_alex": "LPIPS (Alex)",
+    "codebook_usage": "codebook usage",
+    "codebook_perplexity": "codebook perplexity",
+}
+_LOWER = {"fvd", "kvd", "rfvd", "rkvd", "motion", "lpips_vgg", "lpips_alex"}  # is better
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measure: mean over the protocol's draws, and their deviation if there is more than one."""
+    """One measure.
+
+    Attributes:
+        value: mean over the protocol's draws.
+        deviation: over the draws; of one draw, over the splits of an inception score, else None.
+        real: the same measure of the real clips, where it is one of a single set.
+    """
 
     value: float
-    deviation: float | None
-    better: str  # "lower" or "higher"
+    deviation: float | None = None
+    real: float | None = None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self, name: str) -> dict[str, Any]:
         """For JSON."""
-        return {"value": self.value, "deviation": self.deviation, "better": self.better}
+        better = "lower" if name in _LOWER else "higher"
+        found = {"value": self.value, "deviation": self.deviation, "better": better}
+        return found if self.real is None else {**found, "real": self.real}
 
 
-def distribution_figures(pairs: Sequence[tuple[Features, Features]], protocol: Protocol) -> dict[str, Figure]:
+def figures_of(pairs: Sequence[tuple[Features, Features]], protocol: Protocol) -> dict[str, Figure]:
     """Figures of (real, fake) features, one pair a draw.
 
     Args:
-        pairs: each side has `logits` (n, 400) and `motion` (n, 20).
+        pairs: each side has `logits` (n, 400) and `motion` (n, 20), and may have `classes` (n, 101).
 
     Returns:
-        fvd, kvd, motion, precision, recall, density, coverage; the last four only of sets of more than 5 clips.
+        By the names of `LABELS`; precision, recall, density and coverage only of sets of more than 5 clips, scores of
+        classes only where no split is empty.
     """
-    found: dict[str, list[float]] = {}
-    for real_features, fake_features in pairs:
-        real, fake = real_features["logits"], fake_features["logits"]
-        figures = {
-            "fvd": frechet_distance(real, fake, ddof=protocol.ddof),
-            "kvd": kernel_distance(real, fake),
-            "motion": motion_distance(real_features["motion"], fake_features["motion"]),
-        }
-        if min(len(real), len(fake)) > NEAREST:
-            figures |= neighbours(real, fake, NEAREST)._asdict()
-        for name, value in figures.items():
-            found.setdefault(name, []).append(value)
-    return {
-        name: Figure(
-            float(np.mean(values)),
-            float(np.std(values)) if len(values) > 1 else None,
-            "lower" if name in ("fvd", "kvd", "motion") else "higher",
-        )
-        for name, values in found.items()
+    draws = [_figures(real, fake, protocol) for real, fake in pairs]
+    return {name: _over_draws([draw[name] for draw in draws]) for name in draws[0]}
+
+
+def _figures(real: Features, fake: Features, protocol: Protocol) -> dict[str, Figure]:
+    x, y = real["logits"], fake["logits"]
+    found = {
+        "fvd": Figure(frechet_distance(x, y, ddof=protocol.ddof)),
+        "kvd": Figure(kernel_distance(x, y)),
+        "motion": Figure(motion_distance(real["motion"], fake["motion"])),
     }
+    if len(y) >= protocol.splits:
+        if "classes" in fake:
+            score = inception_score(fake["classes"], protocol.splits)
+            found["is"] = Figure(score.mean, score.deviation, _score(real.get("classes"), protocol.splits))
+        score = inception_score(_softmax(y), protocol.splits)
+        found["kinetics_score"] = Figure(score.mean, score.deviation, _score(_softmax(x), protocol.splits))
+    if min(len(x), len(y)) > NEAREST:
+        found |= {name: Figure(value) for name, value in neighbours(x, y, NEAREST)._asdict().items()}
+    return found
+
+
+def _score(probabilities: NDArray | None, splits: int) -> float | None:
+    return None if probabilities is None or len(probabilities) < splits else inception_score(probabilities, splits).mean
+
+
+def _softmax(logits: NDArray) -> NDArray[np.float64]:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _over_draws(figures: Sequence[Figure]) -> Figure:
+    if len(figures) == 1:
+        return figures[0]
+    values = [figure.value for figure in figures]
+    reals = [figure.real for figure in figures if figure.real is not None]
+    return Figure(float(np.mean(values)), float(np.std(values)), float(np.mean(reals)) if reals else None)
+
+
+def reconstruction_figures(
+    features: Features, codes: int
+) -> tuple[dict[str, Figure], dict[str, list[float]], dict[str, Any] | None]:
+    """Figures of clips that brought their quality with them.
+
+    Args:
+        features: `squared_error` and `ssim` (n, t), `lpips_*` (n, t) and `tokens` (n, ...) as far as there are.
+        codes: size of the codebook.
+
+    Returns:
+        The figures; each by the frame's number in the clip; and the codebook over all of the clips, if there is one:
+        `size`, `tokens`, `used`, `usage` (used / size) and `perplexity`, exp of the entropy of the codes' shares.
+    """
+    kinds = {"psnr": psnr(features["squared_error"]), "ssim": features["ssim"]}
+    kinds |= {kind: rows for kind, rows in features.items() if kind.startswith("lpips_")}
+    figures = {kind: Figure(float(rows.mean())) for kind, rows in kinds.items()}
+    figures["psnr"] = Figure(float(psnr(features["squared_error"].mean(axis=1)).mean()))  # of a clip, not of a frame
+    per_frame = {kind: rows.mean(axis=0).tolist() for kind, rows in kinds.items()}
+    if "tokens" not in features:
+        return figures, per_frame, None
+    counts = np.unique(features["tokens"], return_counts=True)[1]
+    shares = counts / counts.sum()
+    codebook = {
+        "size": codes,
+        "tokens": int(counts.sum()),
+        "used": len(counts),
+        "usage": len(counts) / codes,
+        "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+    }
+    figures["codebook_usage"] = Figure(codebook["usage"])
+    figures["codebook_perplexity"] = Figure(codebook["perplexity"])
+    return figures, per_frame, codebook
 
 
 def warnings_of(counts: Mapping[str, int]) -> list[str]:

@@ -1,31 +1,50 @@
-"""Clips to be scored, from files of any system: a folder in any layout, or one array file.
+"""Clips to be scored, wherever they come from: one interface, and the sources of clips that exist already.
 
-A source is a set of videos with random access; the protocol says which clips of them are taken.
+A source is a set of videos; the protocol says which clips of them are taken. Arrays of other systems are in
+`evaluation.arrays`, what a model makes in `evaluation.models`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vqvdm.data.clips import middle, restated, stretch
+from vqvdm.data.clips import ClipTiming, describe, restated, square, stretch
 from vqvdm.data.index import build_index
 from vqvdm.data.layouts import Layout, find_videos
+from vqvdm.data.worlds import WORLDS, ToyDataset
 from vqvdm.decode import VideoError, VideoInfo, read_frames
-from vqvdm.errors import InputError, reason_of
+from vqvdm.errors import InputError
 from vqvdm.metrics.protocol import Draw
+from vqvdm.video import to_video
 
-ARRAY_SUFFIXES = (".npy", ".npz", ".pt", ".pth")
-_BEYOND = 1e-3  # by which floats may pass their range, as Google's own check allows
+_READERS = 2  # videos decoded at a time, while the networks compute
 
 Frames = NDArray[np.uint8] | NDArray[np.float32]
+Split = Literal["train", "test", "all"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What is scored: frames (t, h, w, 3) RGB, uint8, or float32 in 0..255 where they never were in 8 bits.
+
+    `measures` are a source's own figures of the clip: arrays of one shape for all its clips.
+    """
+
+    frames: Frames
+    measures: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Videos(Interface):
@@ -33,18 +52,24 @@ class Videos(Interface):
 
     Attributes:
         name: what the user called it.
-        lengths: (n,) frames of each video.
         split: of the data set, or "all".
+        lengths: (n,) frames of each video.
         skipped: what was left out, with the reason of each.
+        facts: what a report says of them, such as the model that made them.
     """
 
     name: str
     split: str
     lengths: NDArray[np.int64]
     skipped: list[str]
+    facts: Mapping[str, Any]
 
-    def clip(self, draw: Draw, frames: int, stride: int) -> Frames:
-        """(t, h, w, 3) RGB; uint8, or float32 in 0..255 where it never was in 8 bits."""
+    def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
+        """(n,) how many frames of each video such a clip can start at; 0 where the video is too short."""
+        ...
+
+    def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
+        """These clips, in this order."""
         ...
 
     @property
@@ -57,182 +82,168 @@ def open_videos(
     path: str | Path,
     *,
     layout: Layout = "auto",
-    split: Literal["train", "test", "all"] = "all",
+    split: Split = "all",
+    held_out: bool = False,
     size: int | None = None,
+    timing: ClipTiming | None = None,
 ) -> Videos:
     """The videos at a path.
 
     Args:
-        path: a folder of videos, GIFs or frames in any layout, a manifest, or an array file: .npy, .npz, .pt.
+        path: a folder of videos, GIFs or frames in any layout, a manifest, an array file (.npy, .npz, .pt), or a
+            built-in world (toy, toy-clouds).
         layout: of a folder.
-        split: of a data set that has splits; of another one all is taken.
+        split: of a data set that has splits; of another one all is taken,
+        held_out: unless what training sets apart shall count as its test split.
         size: frames of files are resized, antialiased, to this short side and cut to a square, as for training.
+        timing: the clips that a built-in world renders, which must be known beforehand.
 
     Raises:
         InputError: nothing is there, or nothing that can be read.
     """
+    if str(path) in WORLDS:
+        return WorldVideos(str(path), "test" if split == "test" else "train", size or 64, timing or ClipTiming(16))
     path = Path(path).expanduser()
-    if path.is_file() and path.suffix.lower() in ARRAY_SUFFIXES:
+    from vqvdm.evaluation.arrays import SUFFIXES, ArrayVideos
+
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
         return ArrayVideos(path)
-    return FileVideos(path, layout, split, size)
+    return FileVideos(path, layout, split, size, held_out)
+
+
+@dataclass(frozen=True)
+class _Video:
+    """One that can be read: of its frames, those from `first` on are meant, at these times in seconds."""
+
+    path: str
+    info: VideoInfo
+    first: int
+    times: NDArray[np.float64]
+    rate: float
+    stamp: tuple[int, int]
 
 
 class FileVideos:
     """Video files or folders of frames; frames of a folder are in the order of their numbers."""
 
-    def __init__(
-        self, path: Path, layout: Layout, split: Literal["train", "test", "all"], size: int | None = None
-    ) -> None:
+    facts: Mapping[str, Any] = {}
+
+    def __init__(self, path: Path, layout: Layout, split: Split, size: int | None, held_out: bool) -> None:
         self.name, self.size = str(path), size
         listing = find_videos(path, layout, 0 if split == "all" else 1)
-        self.split = "all" if listing.held_out else split  # what training sets apart is no split of the data's own
-        samples = listing.samples if self.split == "all" else listing.of_split(self.split)
+        self.split = split if held_out or not listing.held_out else "all"
+        samples = listing.samples if self.split == "all" else listing.of_split(split)  # pyrefly: ignore
         samples = sorted({sample.path: sample for sample in samples}.values(), key=lambda sample: sample.path)
         if not samples:
             raise InputError(f"{path}: no video is in the {split} split ({listing.split_source})")
         index = build_index(listing.root, [sample.path for sample in samples])
         self.root = listing.root
         self.skipped: list[str] = []
-        self._videos: list[tuple[str, VideoInfo, int, tuple[int, int]]] = []
-        lengths: list[int] = []
+        self._videos: list[_Video] = []
         for sample in samples:
             entry = index[sample.path]
             if entry.info is None:
                 self.skipped.append(f"{sample.path}: {entry.error}")
                 continue
-            first, end = stretch(sample, restated(entry.info, sample).frame_times())
-            self._videos.append((sample.path, entry.info, first, entry.stamp))
-            lengths.append(end - first)
+            timed = restated(entry.info, sample)
+            times = timed.frame_times()
+            first, end = stretch(sample, times)
+            self._videos.append(_Video(sample.path, entry.info, first, times[first:end], timed.fps, entry.stamp))
         if not self._videos:
             raise InputError(f"{path}: none of the {len(samples)} videos can be read (first: {self.skipped[0]})")
-        self.lengths = np.array(lengths, np.int64)
+        self.lengths = np.array([len(video.times) for video in self._videos], np.int64)
 
-    def clip(self, draw: Draw, frames: int, stride: int) -> Frames:
-        path, info, first, _ = self._videos[draw.video]
-        numbers = [first + draw.start + stride * k for k in range(frames)]
-        video = read_frames(self.root / path, numbers, info, short_side=self.size)
-        return video if self.size is None else centre(video, self.size)
+    def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
+        return np.array([timing.starts(video.times, video.rate) for video in self._videos], np.int64)
+
+    def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
+        yield from _read_ahead(lambda draw: self._read(draw, timing), draws)
+
+    def _read(self, draw: Draw, timing: ClipTiming) -> Clip:
+        video = self._videos[draw.video]
+        numbers, _ = timing.pick(video.times, video.rate, draw.start)
+        wanted = [int(number) + video.first for number in numbers]
+        frames = read_frames(self.root / video.path, wanted, video.info, short_side=self.size)
+        return Clip(frames if self.size is None else square(frames, self.size))
 
     @cached_property
     def digest(self) -> str:
-        facts = [(path, stamp, first) for path, _, first, stamp in self._videos]
-        return hashlib.sha256(repr((facts, self.lengths.tolist(), self.size)).encode()).hexdigest()[:16]
+        facts = [(video.path, video.stamp, video.first, len(video.times), video.rate) for video in self._videos]
+        return hashlib.sha256(repr((facts, self.size)).encode()).hexdigest()[:16]
 
 
-class ArrayVideos:
-    """One array of videos of one length: (n, t, h, w, 3), (n, 3, t, h, w) or (n, t, 3, h, w).
+class WorldVideos:
+    """A built-in world, rendered as clips of one length and rate (each clip its own rate if no rate is asked for)."""
 
-    uint8 is 0..255; floats are -1..1 if any lies below 0, else 0..1.
-    """
+    facts: Mapping[str, Any] = {}
 
-    def __init__(self, path: Path) -> None:
-        self.name, self.split = str(path), "all"
+    def __init__(self, world: str, split: Literal["train", "test"], size: int, timing: ClipTiming) -> None:
+        self.name = world
+        self.split: str = split
         self.skipped: list[str] = []
-        self.array, self.axis = _read_array(path), 0
-        shape = self.array.shape
-        axes = [axis for axis in (4, 1, 2) if len(shape) == 5 and shape[axis] == 3]
-        if not axes:
-            raise InputError(f"{path}: videos are an array (n, t, h, w, 3) or (n, 3, t, h, w), not of shape {shape}")
-        if len(axes) > 1:
-            raise InputError(
-                f"{path}: of shape {shape}, more than one axis could be the three colours; store (n, t, h, w, 3)"
-            )
-        if 0 in shape:
-            raise InputError(f"{path} holds no videos: its shape is {shape}")
-        self.axis = axes[0]
-        self.scale, self.offset = _range(self.array, path)
-        length = shape[2 if self.axis == 1 else 1]
-        self.lengths = np.full(shape[0], length, np.int64)
+        if timing.stride != 1:
+            raise InputError(f"{world} is rendered at any rate: ask for it with --fps, not --stride {timing.stride}")
+        self._clips = ToyDataset(world, size, timing.frames, split=split, fps=timing.fps, training=False)
+        self.lengths = np.full(len(self._clips), timing.frames, np.int64)
+        self.timing = timing
 
-    def clip(self, draw: Draw, frames: int, stride: int) -> Frames:
-        video = np.moveaxis(np.asarray(self.array[draw.video]), self.axis - 1, -1)  # (t, h, w, 3)
-        video = video[draw.start : draw.start + (frames - 1) * stride + 1 : stride]
-        if video.dtype == np.uint8:
-            return video
-        return video.astype(np.float32) * np.float32(self.scale) + np.float32(self.offset)
+    def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
+        assert timing == self.timing
+        return np.ones_like(self.lengths)
+
+    def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
+        for draw in draws:
+            yield Clip(to_video(self._clips[draw.video]["clip"]))
 
     @cached_property
     def digest(self) -> str:
-        digest = hashlib.sha256(repr((self.array.shape, str(self.array.dtype))).encode())
-        for video in self.array:
-            digest.update(np.ascontiguousarray(video).tobytes())
-        return digest.hexdigest()[:16]
+        return self._clips.digest()
 
 
-def _read_array(path: Path) -> np.ndarray:
-    try:
-        if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return _only(dict(arrays), path)
-        import torch
-
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        tensors = content if isinstance(content, dict) else {"": content}
-        found = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
-        return _only(
-            {
-                name: value.float().numpy() if value.is_floating_point() else value.numpy()
-                for name, value in found.items()
-            },
-            path,
-        )
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(f"{path} cannot be read: {reason_of(error)}") from error
-
-
-def _only(arrays: dict[str, np.ndarray], path: Path) -> np.ndarray:
-    videos = {name: array for name, array in arrays.items() if array.ndim == 5}
-    if len(videos) != 1:
-        listed = ", ".join(f"{name or 'array'} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise InputError(f"{path} must hold one array of videos with five axes; it holds {listed}")
-    return next(iter(videos.values()))
-
-
-def _range(array: np.ndarray, path: Path) -> tuple[float, float]:
-    """Factor and summand that bring the array to 0..255."""
-    if array.dtype == np.uint8:
-        return 1.0, 0.0
-    if array.dtype.kind != "f":
-        raise InputError(f"{path}: videos are uint8 or floats, not {array.dtype}")
-    low, high = np.inf, -np.inf
-    for number, video in enumerate(array):
-        if not np.isfinite(video).all():
-            raise InputError(f"{path}: video {number} holds values that are not finite")
-        low, high = min(low, float(video.min())), max(high, float(video.max()))
-    if low < -1 - _BEYOND or high > 1 + _BEYOND:
-        raise InputError(
-            f"{path}: floats must lie in 0..1 or in -1..1, these go from {low:.4g} to {high:.4g}; store 0..255 as uint8"
-        )
-    return (127.5, 127.5) if low < -_BEYOND else (255.0, 0.0)
-
-
-def centre(video: Frames, size: int) -> Frames:
-    """The middle square of frames (t, h, w, 3)."""
-    top, left = (middle(length - size + 1) for length in video.shape[1:3])
-    return video[:, top : top + size, left : left + size]
-
-
-def read_clips(videos: Videos, draws: Sequence[Draw], frames: int, stride: int) -> Iterator[Frames]:
-    """The clips of these draws, in order.
+def read_clips(videos: Videos, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
+    """The clips of these draws, in order, all of one size.
 
     Raises:
         InputError: a video no longer decodes, or its frames are of another size than the first one's.
     """
     size: tuple[int, ...] | None = None
+    read = videos.clips(draws, timing)
     for draw in draws:
         try:
-            clip = videos.clip(draw, frames, stride)
+            clip = next(read)
         except VideoError as error:
             raise InputError(f"{videos.name}: {error}; it was readable when it was indexed") from error
-        size = size or clip.shape[1:3]
-        if clip.shape[1:3] != size:
-            height, width = clip.shape[1:3]
+        size = size or clip.frames.shape[1:3]
+        if clip.frames.shape[1:3] != size:
+            height, width = clip.frames.shape[1:3]
             raise InputError(
                 f"{videos.name}: video {draw.video} is {width}x{height}, others are {size[1]}x{size[0]}; clips of one "
                 "set need one size (--size N resizes and cuts them all)"
             )
         yield clip
+
+
+def check_enough(videos: Videos, starts: NDArray[np.int64], timing: ClipTiming, least: int = 2) -> None:
+    """Raise `InputError` if fewer than `least` videos are long enough."""
+    enough = int((starts > 0).sum())
+    if enough < least:
+        raise InputError(
+            f"{videos.name}: {enough} of {len(videos.lengths)} videos are long enough for {describe(timing)}, the "
+            f"longest has {int(videos.lengths.max())} frames; at least {least} are needed"
+        )
+
+
+def _read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map`, a few items ahead in threads: decoding lets other threads run."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        waiting = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > 2 * _READERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -18,6 +18,14 @@ SIDE = 32  # clips are averaged down to about this height: motion, not detail
 LEAST_FRAMES = 5
 _LAGS = (1, 2, 4)
 _DIRECTIONS = 8
+NUMBERS = {  # of the twenty, those that mean something one by one
+    0: "change from frame to frame (log)",
+    3: "irreversibility: third moment",
+    14: "speed of edges (log)",
+    15: "outwards (+) or inwards (-)",
+    16: "down (+) or up (-)",
+    17: "right (+) or left (-)",
+}
 _STILL = 1e-4  # of the range 0..1; smaller changes are rounding
 
 

@@ -32,6 +32,7 @@ class Protocol:
         repeats: draws, of which mean and deviation are given.
         frames: of each clip, at least 9.
         stride: of the reference; `fake_stride` of what is scored.
+        fps: frames per second of the clips of both, in the place of strides; arrays are taken as having that rate.
         window: "one" random window of each video; "any" window at all, so that long videos count more; "first" frame
             onwards.
         order: "random", or the first ones in the order of their names ("sorted").
@@ -42,6 +43,7 @@ class Protocol:
         quantise: how generated floats become 8 bits: "round", "truncate", or "none".
         epsilon: of I3D's batch norm; VideoGPT's code and its descendants have 1e-5.
         ddof: the covariance is divided by n - ddof.
+        splits: parts that an inception score is the mean of; with more of them it is lower.
         seed: of draws and windows.
     """
 
@@ -52,6 +54,7 @@ class Protocol:
     frames: int = 16
     stride: int = 1
     fake_stride: int = 1
+    fps: float | None = None
     window: Literal["one", "any", "first"] = "one"
     order: Literal["random", "sorted"] = "random"
     split: Literal["train", "test", "all"] = "train"
@@ -61,14 +64,18 @@ class Protocol:
     quantise: Literal["round", "truncate", "none"] = "round"
     epsilon: float = 1e-3
     ddof: int = 1
+    splits: int = 10
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("clips", 2), ("repeats", 1), ("frames", LEAST_FRAMES), ("stride", 1), ("fake_stride", 1)):
+        leasts = {"clips": 2, "frames": LEAST_FRAMES} | dict.fromkeys(("repeats", "stride", "fake_stride", "splits"), 1)
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise InputError(f"protocol: {name} must be at least {least}, not {getattr(self, name)}")
         if self.side is not None and self.side < 1:
             raise InputError(f"protocol: side must be at least 1, not {self.side}")
+        if self.fps is not None and not self.fps > 0:
+            raise InputError(f"protocol: fps must be above 0, not {self.fps}")
         if self.epsilon <= 0:
             raise InputError(f"protocol: epsilon must be above 0, not {self.epsilon}")
         if self.ddof not in (0, 1):
@@ -94,9 +101,9 @@ class Protocol:
 PRESETS: Mapping[str, Protocol] = {
     "vqvdm": Protocol(),
     # google-research's frechet_video_distance.py for the network, MAGVIT's evaluation for the counts
-    "google": Protocol("google", clips=10_000, repeats=4, resize="legacy", quantise="none"),
+    "google": Protocol("google", clips=10_000, repeats=4, resize="legacy", quantise="none", splits=1),
     # TATS, sample_vqgan_transformer_short_videos.py and fvd.py
-    "tats": Protocol("tats", window="any", epsilon=1e-5, quantise="truncate"),
+    "tats": Protocol("tats", window="any", epsilon=1e-5, quantise="truncate", splits=1),
     # StyleGAN-V, metric fvd2048_16f; UCF-101 with both splits
     "stylegan-v": Protocol("stylegan-v", order="sorted", split="all", ddof=0),
     # Latte's copy of it, with every third frame of the real videos
@@ -124,19 +131,18 @@ class Draw:
     start: int
 
 
-def draw_clips(lengths: NDArray[np.int64], protocol: Protocol, count: int, stride: int, repeat: int = 0) -> list[Draw]:
+def draw_clips(starts: NDArray[np.int64], protocol: Protocol, count: int, repeat: int = 0) -> list[Draw]:
     """Which clips of a set of videos to take, in what order.
 
     Args:
-        lengths: (n,) frames of each video, in the order of their names; shorter ones than a clip are never taken.
+        starts: (n,) frames of each video at which a clip can start, in the order of their names; 0 where the video is
+            too short, which is then never taken.
         count: clips wanted.
-        stride: frames from one to the next of a clip.
         repeat: number of the draw.
 
     Returns:
         `count` different clips, or as many as there are.
     """
-    starts = np.maximum(lengths - (protocol.frames - 1) * stride, 0)  # possible first frames
     random = np.random.default_rng((protocol.seed, repeat))
     if protocol.window == "any":
         ends = np.cumsum(starts)

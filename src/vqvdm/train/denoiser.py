@@ -303,6 +303,7 @@ class _DenoiserStage:
                 **({"data_license": "none needed, vqvdm rendered them"} if data.path in WORLDS else {}),
                 "steps": step,
                 "seed": self.training.seed,
+                "ema_decay": self.training.ema_decay,
                 **({"class_dropout": self.recipe.denoiser.class_dropout} if self.num_classes else {}),
             },
         )

@@ -3,101 +3,234 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from accelerate import PartialState
+from cyclopts import Parameter
+from torch import nn
+
+from vqvdm.data.clips import ClipTiming
 from vqvdm.data.layouts import Layout
+from vqvdm.data.worlds import WORLDS
 from vqvdm.errors import InputError
-from vqvdm.evaluation.compare import LABELS, Dataset, published_table, read_report, side_by_side
-from vqvdm.evaluation.files import Extractor, score_videos
-from vqvdm.evaluation.sources import open_videos
-from vqvdm.files import check_writable, write_text
-from vqvdm.loading import pick_device
-from vqvdm.metrics.protocol import preset
+from vqvdm.evaluation.compare import Dataset, published_table, read_report, side_by_side
+from vqvdm.evaluation.features import Extractor, Network
+from vqvdm.evaluation.models import GeneratedVideos, Quality, ReconstructedVideos
+from vqvdm.evaluation.report import as_text, write_report
+from vqvdm.evaluation.score import score
+from vqvdm.evaluation.sides import DrawnVideos, Side, StoredReference, store_reference
+from vqvdm.evaluation.sources import Videos, open_videos
+from vqvdm.files import check_writable
+from vqvdm.generation import make_orders
+from vqvdm.loading import load_pipeline, load_tokenizer, pick_device
+from vqvdm.metrics.protocol import Protocol, preset
 from vqvdm.metrics.resize import Convention
-from vqvdm.weights.folder import weights_file
+from vqvdm.verbs.reconstruct import trained_on
+from vqvdm.weights.c3d import load_c3d
+from vqvdm.weights.folder import FILES, weights_file, weights_folder
 from vqvdm.weights.i3d import load_i3d
+from vqvdm.weights.lpips import load_lpips
 
 
-def files(
-    samples: str,
-    *,
-    reference: str,
-    report: Path | None = None,
-    protocol: str = "vqvdm",
-    clips: int | None = None,
-    repeats: int | None = None,
-    frames: int | None = None,
-    stride: int | None = None,
-    seed: int | None = None,
-    split: Literal["train", "test", "all"] | None = None,
-    window: Literal["one", "any", "first"] | None = None,
-    order: Literal["random", "sorted"] | None = None,
-    resize: Convention | None = None,
-    epsilon: float | None = None,
-    ddof: int | None = None,
-    size: int | None = None,
-    layout: Layout = "auto",
-    batch: int = 4,
-    device: str = "auto",
-) -> None:
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Options:
+    """How to measure.
+
+    Attributes:
+        protocol: vqvdm, google, tats, stylegan-v or latte; the options below change single fields of it.
+        clips: of each side; fewer than that are refused. By default the protocol's number (2048), or all there are.
+        repeats: draws, of which mean and deviation are given.
+        frames: of a clip.
+        stride: of the reference's frames.
+        fps: frames per second of the clips, in the place of a stride.
+        seed: of draws, windows and generated clips.
+        split: of the reference, where it has splits.
+        window: of each video: one at random, any (long videos count more), or the first.
+        order: of the videos that are taken.
+        all_real: take all of the reference, not as many as are scored.
+        resize: how frames become 224x224: half_pixel, legacy or align_corners.
+        fit: resize both sides (direct), or the shorter one and cut out the middle (crop).
+        side: resize to this many pixels first, without antialiasing, as MAGVIT's script does.
+        quantise: how generated floats become 8 bits: round, truncate or none.
+        epsilon: of I3D's batch norm.
+        ddof: covariances are divided by n - ddof.
+        splits: of the inception scores.
+        size: resize and cut the frames of files to this many pixels first.
+        layout: of the reference's folder.
+        batch: clips a network sees at a time; changes memory and time, not the figures.
+        device: cpu, cuda, mps or auto.
+    """
+
+    protocol: str = "vqvdm"
+    clips: int | None = None
+    repeats: int | None = None
+    frames: int | None = None
+    stride: int | None = None
+    fps: float | None = None
+    seed: int | None = None
+    split: Literal["train", "test", "all"] | None = None
+    window: Literal["one", "any", "first"] | None = None
+    order: Literal["random", "sorted"] | None = None
+    all_real: bool | None = None
+    resize: Convention | None = None
+    fit: Literal["direct", "crop"] | None = None
+    side: int | None = None
+    quantise: Literal["round", "truncate", "none"] | None = None
+    epsilon: float | None = None
+    ddof: int | None = None
+    splits: int | None = None
+    size: int | None = None
+    layout: Layout = "auto"
+    batch: int = 4
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "size", "clips"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"--{name} must be at least 1, not {value}")
+
+    def stated(self, reference: str | None = None, **defaults: Any) -> Protocol:
+        """The protocol: a stored reference's own unless one is named, then `defaults`, then what was given."""
+        chosen = preset(self.protocol)
+        if reference is not None and self.protocol == "vqvdm" and StoredReference.is_at(Path(reference)):
+            chosen, defaults = StoredReference.open(Path(reference)).protocol, {}
+        fields_of_it = {field.name for field in fields(Protocol)}
+        given = {name: value for name, value in vars(self).items() if name in fields_of_it and name != "clips"}
+        if self.fps is not None or self.stride is not None:
+            defaults = {name: value for name, value in defaults.items() if name not in ("fps", "stride")}
+        return chosen.changed(**defaults).changed(**given)
+
+
+STANDARD = Options()
+
+
+def files(samples: str, *, reference: str, report: Path | None = None, options: Options = STANDARD) -> None:
     """Score videos of any system against reference videos: FVD, KVD, motion, precision, recall, density,
-    coverage.
+    coverage, and the inception score if C3D's weights are there.
 
     Either side is a folder of videos, GIFs or frames, or one array file (.npy, .npz, .pt) of (n, t, h, w, 3). Features
     are kept in the cache, so the same reference costs nothing the second time, and an interrupted run goes on.
 
     Args:
         samples: what is scored.
-        reference: what it is compared with.
-        report: JSON file for the figures, with all that they depend on.
-        protocol: vqvdm, google, tats, stylegan-v or latte; the options below change single fields of it.
-        clips: of each side; fewer samples than that are refused. By default the protocol's number (2048), or all there
-            are.
-        repeats: draws, of which mean and deviation are given.
-        frames: of a clip.
-        stride: of the reference.
-        seed: of draws and windows.
-        split: of the reference, where it has splits.
-        window: of each video: one at random, any (long videos count more), or the first.
-        order: of the videos that are taken.
-        resize: how frames become 224x224: half_pixel, legacy or align_corners.
-        epsilon: of I3D's batch norm.
-        ddof: covariances are divided by n - ddof.
-        size: resize and cut the frames of files on both sides to this many pixels first.
-        layout: of the reference's folder.
-        batch: clips the network sees at a time.
-        device: cpu, cuda, mps or auto.
+        reference: what it is compared with: a folder, an array file, toy, toy-clouds, or what `vqvdm evaluate
+            reference` stored.
+        report: JSON file for the figures and all that they depend on; Markdown and pictures go beside it.
     """
-    if batch < 1:
-        raise InputError(f"--batch must be at least 1, not {batch}")
-    if size is not None and size < 1:
-        raise InputError(f"--size must be at least 1, not {size}")
-    if report is not None:
-        check_writable(report.parent)
-    chosen = preset(protocol).changed(
-        repeats=repeats,
-        frames=frames,
-        stride=stride,
-        seed=seed,
-        split=split,
-        window=window,
-        order=order,
-        resize=resize,
-        epsilon=epsilon,
-        ddof=ddof,
+    protocol = options.stated(reference)
+    timing = ClipTiming(protocol.frames, protocol.fps, protocol.fake_stride)
+    _score(
+        lambda extractor: open_videos(samples, size=options.size, timing=timing),
+        timing, reference, protocol, options, report,
+    )  # fmt: skip
+
+
+def samples(
+    model: str,
+    *,
+    reference: str,
+    report: Path | None = None,
+    classes: str | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    scheduler: str | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    options: Options = STANDARD,
+) -> None:
+    """Score what a model generates, without files in between.
+
+    Each class is asked for equally often, by seeds of its own. Frames, size and rate are the model's, and the reference
+    is cut likewise, unless options say otherwise.
+
+    Args:
+        model: a pipeline folder, a run folder, or a name on the hub (owner/name).
+        reference: as in `vqvdm evaluate files`.
+        report: as in `vqvdm evaluate files`.
+        classes: names or ids with commas between (left,3), "all", or "none" for unconditional; all by default.
+        steps: of the scheduler.
+        guidance: scale of classifier-free guidance; 1 is none.
+        scheduler: dpm++, unipc, euler, heun, ddim or ddpm, as far as it fits the model's noise.
+        dtype: in which the model computes; what measures is always float32.
+    """
+    pipeline = load_pipeline(model, _device(options), {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    if scheduler is not None:
+        pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
+    trained, config = trained_on(Path(model)), pipeline.config
+    # A world's clips each have a rate of their own, the model's have one: the world follows.
+    rate = trained.fps or (config["fps"] if reference in WORLDS else None)
+    protocol = options.stated(reference, frames=config["num_frames"], fps=rate, stride=trained.stride)
+    options = replace(options, size=options.size or config["height"])
+    timing = ClipTiming(protocol.frames)
+    kinds = len(make_orders(pipeline, classes, 1, protocol.seed))
+    orders = make_orders(
+        pipeline, classes, math.ceil(protocol.changed(clips=options.clips).clips / kinds), protocol.seed
     )
-    weights = weights_file("i3d")
-    fake = open_videos(samples, size=size)
-    real = open_videos(reference, layout=layout, split=chosen.split, size=size)
-    identity = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-    extractor = Extractor(load_i3d(chosen.epsilon), identity, str(pick_device(device)), batch)
-    found = score_videos(fake, real, chosen, extractor, asked=clips)
-    if report is not None:
-        write_text(report, json.dumps(found, indent=1) + "\n")
-    print(as_text(found))
+    arguments = {
+        "num_frames": protocol.frames,
+        "height": options.size,
+        "width": options.size,
+        "fps": protocol.fps,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+    }
+    _score(
+        lambda extractor: GeneratedVideos(model, pipeline, orders, arguments, extractor.batch),
+        timing, reference, protocol, options, report,
+    )  # fmt: skip
+
+
+def reconstructions(
+    model: str, path: str, *, report: Path | None = None, lpips: bool = True, options: Options = STANDARD
+) -> None:
+    """Score a tokenizer on the clips of a data set: rFVD, PSNR, SSIM, LPIPS, by frame too, and the codebook's use.
+
+    Frames, size, rate and stride are those the model was trained with, and the split is the test split, unless options
+    say otherwise; of data that names no splits it is what training holds out.
+
+    Args:
+        model: a tokenizer, pipeline or run folder, or a name on the hub (owner/name).
+        path: a folder of videos in any layout, a manifest, an array file, toy, or toy-clouds.
+        report: as in `vqvdm evaluate files`.
+        lpips: measure LPIPS with VGG16 and AlexNet, which takes longer than all else.
+    """
+    tokenizer = load_tokenizer(model, _device(options))
+    trained = trained_on(Path(model))
+    options = replace(options, size=options.size or trained.size, split=options.split or "test")
+    protocol = options.stated(frames=trained.frames, fps=trained.fps, stride=trained.stride)
+    protocol = replace(protocol, fake_stride=protocol.stride)
+    timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
+    tokenizer.latent_shape(protocol.frames, options.size or 0, options.size or 0)
+    networks = {name: _network(f"lpips-{name}", partial(load_lpips, name)) for name in ("vgg", "alex")} if lpips else {}
+    quality = Quality(networks, _device(options))
+
+    def reconstructed(extractor: Extractor) -> Videos:
+        return ReconstructedVideos(_open(path, protocol, options, timing), tokenizer, model, quality, extractor.batch)
+
+    _score(reconstructed, timing, path, protocol, options, report)
+
+
+def reference(path: str, out: Path, *, options: Options = STANDARD) -> None:
+    """Measure reference videos once and store the figures of their clips, for `--reference`.
+
+    Args:
+        path: a folder of videos in any layout, a manifest, an array file, toy, or toy-clouds.
+        out: folder for reference.safetensors and reference.json.
+    """
+    check_writable(out)
+    protocol = options.stated().changed(clips=options.clips)
+    extractor = _extractor(protocol, options)
+    side = _drawn(path, protocol, options, extractor)
+    store_reference(side, out)
+    if PartialState().is_main_process:
+        print(f"{side.count(0)} clips of {path} in {out}: {side.protocol.line()}")
+    PartialState().destroy_process_group()
 
 
 def compare(*reports: Path, dataset: Dataset | None = None) -> None:
@@ -120,13 +253,64 @@ def names_differ(paths: Sequence[Path]) -> bool:
     return len({path.stem for path in paths}) == len(paths)
 
 
-def as_text(found: dict[str, Any]) -> str:
-    """A report for the eye: a line a figure, then the protocol and the warnings."""
-    lines = []
-    for name, label in LABELS.items():
-        if figure := found["metrics"].get(name):
-            spread = "" if figure["deviation"] is None else f" +- {figure['deviation']:.2g}"
-            lines.append(f"{label:<12}{figure['value']:>12.4g}{spread}   ({figure['better']} is better)")
-    lines.append(f"protocol    {found['protocol']['line']}")
-    lines += [f"warning     {warning}" for warning in found["warnings"]]
-    return "\n".join(lines)
+def _score(
+    open_fake: Callable[[Extractor], Videos],
+    timing: ClipTiming,
+    reference: str,
+    protocol: Protocol,
+    options: Options,
+    report: Path | None,
+) -> None:
+    """Measure both sides, in all processes together; the first one writes and prints."""
+    if report is not None:
+        check_writable(report.parent)
+    extractor = _extractor(protocol, options)
+    protocol = protocol.changed(clips=options.clips)
+    processes = PartialState()
+    with processes.main_process_first():  # one makes the index of a folder, the others find it
+        fake = DrawnVideos(open_fake(extractor), protocol, timing, extractor)
+        real: Side
+        if StoredReference.is_at(Path(reference)):
+            real = StoredReference.open(Path(reference))
+            real.check(protocol, extractor.identities())
+        else:
+            real = _drawn(reference, protocol, options, extractor)
+    found = score(fake, real, protocol, asked=options.clips)
+    if processes.is_main_process:
+        if report is not None:
+            write_report(report, found, real.shown(), fake.shown())
+        print(as_text(found.report))
+    processes.destroy_process_group()
+
+
+def _drawn(path: str, protocol: Protocol, options: Options, extractor: Extractor) -> DrawnVideos:
+    timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
+    videos = _open(path, protocol, options, timing)
+    return DrawnVideos(videos, protocol, timing, extractor, everything=protocol.all_real)
+
+
+def _open(path: str, protocol: Protocol, options: Options, timing: ClipTiming) -> Videos:
+    return open_videos(
+        path,
+        layout=options.layout,
+        split=protocol.split,
+        held_out=options.split is not None,
+        size=options.size,
+        timing=timing,
+    )
+
+
+def _device(options: Options) -> str:
+    """Each of several processes has its own; a single one has what was asked for."""
+    processes = PartialState()
+    return str(processes.device if processes.num_processes > 1 else pick_device(options.device))
+
+
+def _extractor(protocol: Protocol, options: Options) -> Extractor:
+    classifier = _network("c3d", load_c3d) if (weights_folder() / FILES["c3d"]).is_file() else None
+    i3d = _network("i3d", partial(load_i3d, protocol.epsilon))
+    return Extractor(i3d, classifier, _device(options), options.batch)
+
+
+def _network(name: str, load: Callable[[], nn.Module]) -> Network:
+    return Network(hashlib.sha256(weights_file(name).read_bytes()).hexdigest()[:16], load)

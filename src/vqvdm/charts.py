@@ -1,4 +1,4 @@
-"""The demo's figures as SVG: line charts and a matrix, small enough to be drawn by hand.
+"""Figures as SVG: line charts and a matrix, small enough to be drawn by hand.
 
 Colours come from the page's CSS variables, with values for a file that stands alone.
 """

@@ -1,0 +1,85 @@
+"""One side scored against another: draws matched in number, measured, and written down with all they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+import vqvdm
+from vqvdm.errors import InputError
+from vqvdm.evaluation.features import Features
+from vqvdm.evaluation.models import ReconstructedVideos
+from vqvdm.evaluation.scores import figures_of, reconstruction_figures, warnings_of
+from vqvdm.evaluation.sides import DrawnVideos, Side
+from vqvdm.metrics.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A report of plain values, and of the first draw the features (real, fake) that it rests on."""
+
+    report: dict[str, Any]
+    real: Features
+    fake: Features
+
+
+def score(fake: DrawnVideos, real: Side, protocol: Protocol, *, asked: int | None = None) -> Scored:
+    """FVD and its relatives of `fake` against `real`; of reconstructions, what is measured clip by clip besides.
+
+    Args:
+        fake: with its clips drawn by the protocol.
+        real: likewise, or a stored reference of the same protocol.
+        protocol: what the report states.
+        asked: clips of `fake` that must be there; None takes as many as there are.
+
+    Raises:
+        InputError: fewer fakes than asked for.
+    """
+    pairs = []
+    for repeat in range(protocol.repeats):
+        counts = {"real": real.count(repeat), "fake": fake.count(repeat)}
+        if asked is not None and counts["fake"] < asked:
+            raise InputError(
+                f"{fake.videos.name}: {asked} clips were asked for, and {counts['fake']} videos are long enough; make "
+                f"more, or ask for fewer (--clips {counts['fake']})"
+            )
+        if not protocol.all_real:  # the smaller side decides, so that both have the bias of one number
+            counts = dict.fromkeys(counts, min(counts.values()))
+        pairs.append((real.features(repeat, counts["real"]), fake.features(repeat, counts["fake"])))
+    return Scored(_report(fake, real, protocol, pairs), *pairs[0])
+
+
+def _report(
+    fake: DrawnVideos, real: Side, protocol: Protocol, pairs: list[tuple[Features, Features]]
+) -> dict[str, Any]:
+    counts = {side: len(features["logits"]) for side, features in zip(("real", "fake"), pairs[0], strict=True)}
+    figures = figures_of(pairs, protocol)
+    rest: dict[str, Any] = {}
+    if isinstance(fake.videos, ReconstructedVideos):
+        figures = {{"fvd": "rfvd", "kvd": "rkvd"}.get(name, name): figure for name, figure in figures.items()}
+        own, rest["per_frame"], rest["codebook"] = reconstruction_figures(pairs[0][1], fake.videos.facts["codes"])
+        figures |= own
+    sides = {"real": real.description(), "fake": fake.description()}
+    stated = replace(protocol, split=sides["real"]["split"], clips=counts["fake"])
+    return {
+        "metrics": {name: figure.plain(name) for name, figure in figures.items()},
+        **rest,
+        "protocol": {**asdict(protocol), "line": f"{stated.line()}, real {counts['real']}, fake {counts['fake']}"},
+        "counts": counts,
+        **{
+            side: {**description, "skipped": len(description["skipped"]), "skipped_videos": description["skipped"]}
+            for side, description in sides.items()
+        },
+        "networks": fake.extractor.identities(),
+        "warnings": [*warnings_of(counts), *(line for side in sides.values() for line in _skipping(side))],
+        "versions": {"vqvdm": vqvdm.__version__, "torch": torch.__version__, "numpy": np.__version__},
+    }
+
+
+def _skipping(side: Mapping[str, Any]) -> list[str]:
+    skipped = side["skipped"]
+    return [f"{side['name']}: {len(skipped)} videos cannot be read (first: {skipped[0]})"] if skipped else []

@@ -1,0 +1,185 @@
+"""The two sides of a comparison: videos from which clips are drawn, or a reference that was measured and stored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+import vqvdm
+from vqvdm.data.clips import ClipTiming
+from vqvdm.errors import InputError
+from vqvdm.evaluation.features import Extractor, Features, features_of
+from vqvdm.evaluation.models import in_8_bits
+from vqvdm.evaluation.sources import Videos, check_enough, read_clips
+from vqvdm.files import write_bytes, write_text
+from vqvdm.metrics.protocol import Draw, Protocol, draw_clips
+from vqvdm.video import Video
+
+SHOWN = 6  # clips of a side in a report's picture
+_FORM = 1  # of stored references
+
+
+class Side(Interface):
+    """What is compared: some numbered draws of clips, measured."""
+
+    def count(self, repeat: int) -> int:
+        """Clips of this draw."""
+        ...
+
+    def features(self, repeat: int, count: int) -> Features:
+        """Of its first `count` clips."""
+        ...
+
+    def shown(self) -> list[Video]:
+        """A few clips of the first draw, uint8 (t, h, w, 3)."""
+        ...
+
+    def description(self) -> dict[str, Any]:
+        """What a report says of it: name, split, number of videos, which were skipped, digest."""
+        ...
+
+
+class DrawnVideos:
+    """Clips of videos, drawn as the protocol says and measured when they are asked for."""
+
+    def __init__(
+        self, videos: Videos, protocol: Protocol, timing: ClipTiming, extractor: Extractor, *, everything: bool = False
+    ) -> None:
+        """Draw; read nothing yet.
+
+        Args:
+            everything: take all videos, not the protocol's number.
+
+        Raises:
+            InputError: fewer than two videos are long enough.
+        """
+        self.videos, self.protocol, self.timing, self.extractor = videos, protocol, timing, extractor
+        starts = videos.starts(timing)
+        check_enough(videos, starts, timing)
+        wanted = len(starts) if everything else protocol.clips
+        self._draws = [draw_clips(starts, protocol, wanted, repeat) for repeat in range(protocol.repeats)]
+
+    def count(self, repeat: int) -> int:
+        return len(self._draws[repeat])
+
+    def features(self, repeat: int, count: int) -> Features:
+        draws: list[Draw] = self._draws[repeat][:count]
+        return features_of(self.videos, draws, self.protocol, self.timing, self.extractor)
+
+    def shown(self) -> list[Video]:
+        draws = self._draws[0][:SHOWN]
+        return [in_8_bits(clip.frames) for clip in islice(read_clips(self.videos, draws, self.timing), SHOWN)]
+
+    def description(self) -> dict[str, Any]:
+        return {
+            "name": self.videos.name,
+            "split": self.videos.split,
+            "videos": len(self.videos.lengths),
+            "skipped": self.videos.skipped,
+            "digest": self.videos.digest,
+            **self.videos.facts,
+        }
+
+
+# What of a protocol the features of a reference follow from; clips only says how many there can be.
+_FREE = ("name", "clips", "fake_stride", "ddof", "splits")
+
+
+@dataclass(frozen=True)
+class StoredReference:
+    """A reference that was measured once: reference.json and reference.safetensors in a folder."""
+
+    folder: Path
+    protocol: Protocol
+    networks: Mapping[str, str]  # name -> identity of the weights
+    about: Mapping[str, Any]
+
+    @staticmethod
+    def is_at(folder: Path) -> bool:
+        """Whether a stored reference lies there."""
+        return (folder / "reference.json").is_file()
+
+    @classmethod
+    def open(cls, folder: Path) -> StoredReference:
+        """Read what it is.
+
+        Raises:
+            InputError: its files are damaged, or of another version.
+        """
+        path = folder / "reference.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            assert found["form"] == _FORM
+            return cls(folder, Protocol(**found["protocol"]), found["networks"], found["about"])
+        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
+            raise InputError(f"{path} is no stored reference of this version: {error!r}; write it anew") from error
+
+    def check(self, protocol: Protocol, networks: Mapping[str, str]) -> None:
+        """Raise `InputError` if its features do not follow from this protocol and these networks."""
+        for field in fields(Protocol):
+            own, asked = getattr(self.protocol, field.name), getattr(protocol, field.name)
+            if field.name not in _FREE and own != asked:
+                raise InputError(
+                    f"{self.folder} was measured with {field.name} {own}, not {asked}; leave the option out or store "
+                    "another reference"
+                )
+        for name, identity in networks.items():
+            if name in self.networks and self.networks[name] != identity:
+                raise InputError(f"{self.folder} was measured with other weights of {name}; store it anew")
+
+    def count(self, repeat: int) -> int:
+        return len(self._tensors()[f"{repeat}.logits"])
+
+    def features(self, repeat: int, count: int) -> Features:
+        prefix = f"{repeat}."
+        return {
+            name.removeprefix(prefix): rows[:count] for name, rows in self._tensors().items() if name.startswith(prefix)
+        }
+
+    def shown(self) -> list[Video]:
+        return list(self._tensors()["shown"])
+
+    def description(self) -> dict[str, Any]:
+        return dict(self.about)
+
+    def _tensors(self) -> dict[str, NDArray]:
+        return _stored_tensors(self.folder / "reference.safetensors")
+
+
+@lru_cache(maxsize=1)
+def _stored_tensors(path: Path) -> dict[str, NDArray]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); store the reference anew") from error
+
+
+def store_reference(side: DrawnVideos, folder: Path) -> None:
+    """Measure all draws and write them with what they follow from; the files appear whole, the JSON last."""
+    tensors = {
+        f"{repeat}.{kind}": np.ascontiguousarray(rows)
+        for repeat in range(side.protocol.repeats)
+        for kind, rows in side.features(repeat, side.count(repeat)).items()
+    }
+    tensors["shown"] = np.stack(side.shown())
+    write_bytes(folder / "reference.safetensors", save(tensors))
+    about = {
+        "form": _FORM,
+        "protocol": asdict(side.protocol),
+        "networks": side.extractor.identities(),
+        "about": side.description(),
+        "clips": [side.count(repeat) for repeat in range(side.protocol.repeats)],
+        "versions": {"vqvdm": vqvdm.__version__},
+    }
+    write_text(folder / "reference.json", json.dumps(about, indent=1) + "\n")

@@ -1,0 +1,95 @@
+"""Which videos to make, each with a seed of its own, and making them batch by batch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from vqvdm.errors import InputError
+from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
+from vqvdm.video import Video, to_video
+
+
+@dataclass(frozen=True)
+class Order:
+    """One video to make."""
+
+    label: int | None  # None is unconditional
+    name: str
+    number: int  # among the videos of its class
+    seed: int
+    file: str  # name without suffix
+
+
+def make_orders(pipeline: VQVDMPipeline, classes: str | None, count: int, seed: int) -> list[Order]:
+    """The videos to make, class by class.
+
+    Raises:
+        InputError: a class is unknown, or the model has none.
+    """
+    labels = _parse_classes(pipeline, classes)
+    names = ["video" if label is None else pipeline.id2label.get(label, f"class {label}") for label in labels]
+    files = [re.sub(r"[^\w.-]+", "_", name) for name in names]
+    if len(set(files)) < len(files):
+        files = [f"{label}-{file}" for label, file in zip(labels, files, strict=True)]
+    digits = max(2, len(str(count - 1)))
+    return [
+        Order(label, name, number, video_seed(seed, label, number), f"{file}-{number:0{digits}d}")
+        for label, name, file in zip(labels, names, files, strict=True)
+        for number in range(count)
+    ]
+
+
+def video_seed(seed: int, label: int | None, number: int) -> int:
+    """The seed of one video, 53 bits, whichever other videos are made beside it."""
+    if seed < 0:
+        raise InputError(f"--seed must be at least 0, not {seed}")
+    entropy = (seed, 0 if label is None else label + 1, number)
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(11))
+
+
+def _parse_classes(pipeline: VQVDMPipeline, classes: str | None) -> list[int] | list[None]:
+    if classes == "none" or (classes is None and pipeline.num_classes == 0):
+        return [None]
+    if classes is None or (classes == "all" and pipeline.num_classes > 0):
+        return list(range(pipeline.num_classes))
+    known = pipeline.labels
+    words = [classes] if classes in known else [word.strip() for word in classes.split(",") if word.strip()]
+    asked = [int(word) if word not in known and re.fullmatch(r"[+-]?\d+", word) else word for word in words]
+    return list(dict.fromkeys(pipeline.get_label_ids(asked)))
+
+
+def generate(
+    pipeline: VQVDMPipeline, orders: Sequence[Order], batch: int, arguments: dict[str, Any], progress: bool = True
+) -> Iterator[tuple[Order, Video, float]]:
+    """Make the videos, `batch` at a time, with a progress bar over all steps: (order, uint8 (t, h, w, c), fps) each."""
+    pipeline.set_progress_bar_config(disable=True)
+    batches = [orders[i : i + batch] for i in range(0, len(orders), batch)]
+    with tqdm(desc="sampling", unit="step", disable=not progress) as bar:
+
+        def count_step(pipe: VQVDMPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+            bar.total = len(pipe.scheduler.timesteps) * len(batches)  # known only once the scheduler has its steps
+            bar.update(1)
+            return tensors
+
+        for part in batches:
+            labels = [order.label for order in part if order.label is not None]
+            output = pipeline(
+                class_labels=labels or None,
+                num_videos_per_prompt=1 if labels else len(part),
+                generator=[torch.Generator().manual_seed(order.seed) for order in part],
+                output_type="pt",
+                callback_on_step_end=count_step,
+                **arguments,
+            )
+            assert isinstance(output, VQVDMPipelineOutput)
+            assert isinstance(output.frames, torch.Tensor)
+            clips = output.frames.permute(0, 2, 1, 3, 4) * 2 - 1  # (b, c, t, h, w)
+            for order, clip, rate in zip(part, clips, output.fps, strict=True):
+                yield order, to_video(clip), rate

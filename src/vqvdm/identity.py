@@ -1,0 +1,26 @@
+"""Names that follow from content: two models of one name compute the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Sixteen hexadecimal digits that name these settings and weights.
+
+    Args:
+        settings: JSON's kinds of values; keys that begin with "_" do not count.
+        tensors: the weights by name.
+    """
+    counted = {name: value for name, value in settings.items() if not name.startswith("_")}
+    digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=list).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
