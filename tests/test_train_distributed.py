@@ -44,7 +44,7 @@ def train(run: Path, stage: str, batch: int, processes: int) -> Checkpoint:
     else:
         recipe.save(run / "recipe.yaml")
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, *launch, str(SCRIPT), stage, str(run)]
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert result.returncode == 0, result.stderr

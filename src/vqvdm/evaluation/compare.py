@@ -53,6 +53,17 @@ def side_by_side(reports: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{text}\n\nThese figures do not compare, as far as this matters:\n\n{listed}"
 
 
+def rows_of(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: one row a report, one column a figure of all of them; then the protocol, which is one."""
+    names = [name for name in LABELS if all(name in report["metrics"] for report in reports.values())]
+    rows = [
+        [title, str(report["counts"]["fake"]), *(f"{report['metrics'][name]['value']:.3g}" for name in names)]
+        for title, report in reports.items()
+    ]
+    lines = next(iter(reports.values()))["protocol"]["line"]
+    return f"{table(['', 'clips', *(LABELS[name] for name in names)], rows)}\n\nProtocol: {lines}"
+
+
 def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:
     """What the figures depend on and the reports do not share: name -> value in each."""
     facts = [_facts(report) for report in reports.values()]

@@ -27,6 +27,7 @@ from vqvdm.metrics.i3d import SIDE
 from vqvdm.metrics.motion import motion_features
 from vqvdm.metrics.protocol import Draw, Protocol
 from vqvdm.metrics.resize import fit_square, resize
+from vqvdm.processes import this_process
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def extract(
     classifier = None if extractor.c3d is None else extractor.c3d.on(extractor.device)
     allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    shown = PartialState().is_main_process
+    shown = this_process().is_main_process
     try:
         with tqdm(total=total, desc=name, unit="clip", smoothing=0.05, disable=not shown) as bar:
             for part in _portions(clips, extractor.batch):
@@ -163,7 +164,7 @@ def kept_features(key: str, draws: Sequence[Draw], measure: Callable[[Sequence[D
     Returns:
         Of each kind one row a draw.
     """
-    processes = PartialState()
+    processes = this_process()
     file = cache_folder() / "features" / f"{key}.safetensors"
     known = _read(file) if processes.is_main_process else {}
     if processes.num_processes > 1:

@@ -31,7 +31,7 @@ def psnr(squared_error: ArrayLike) -> NDArray[np.float64]:
 def ssim(real: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Structural similarity of each frame (Wang et al. 2004, eq. 13; torchmetrics): uint8 (t, h, w, 3) twice -> (t,).
 
-    Over the three colours, with a Gaussian window of 11 pixels and deviation 1.5, K = 0.01 and 0.03.
+    Over the three colours, with a Gaussian window of 11 pixels and deviation 1.5, mirrored edges, K = 0.01 and 0.03.
 
     Raises:
         InputError: a side of fewer than 11 pixels.
@@ -39,7 +39,7 @@ def ssim(real: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.float64
     assert real.shape == made.shape, (real.shape, made.shape)
     if min(real.shape[1:3]) < SSIM_LEAST_SIDE:
         raise InputError(f"SSIM needs frames of at least {SSIM_LEAST_SIDE} pixels a side, not {real.shape[1:3]}")
-    x, y = (torch.from_numpy(video).permute(0, 3, 1, 2).double() for video in (made, real))  # (t, 3, h, w)
+    x, y = (torch.from_numpy(np.array(video)).permute(0, 3, 1, 2).double() for video in (made, real))  # (t, 3, h, w)
     found = structural_similarity_index_measure(x, y, data_range=255.0, reduction="none")
     assert isinstance(found, torch.Tensor)
     return found.reshape(-1).numpy()

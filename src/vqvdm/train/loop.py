@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from vqvdm import __version__
 from vqvdm.errors import InputError
 from vqvdm.lock import sole_writer
+from vqvdm.processes import on_cpu
 from vqvdm.recipe import Recipe, TrainingRecipe
 from vqvdm.structure import plain
 from vqvdm.train.checkpoint import (
@@ -140,6 +141,7 @@ def make_accelerator(training: TrainingRecipe, run: Path) -> Accelerator:
     except OSError as error:
         raise InputError(f"the run folder {run} cannot be made: {error.strerror}") from error
     return Accelerator(
+        cpu=on_cpu(),
         mixed_precision="no",
         log_with=list(training.trackers) or None,
         project_dir=run,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from cyclopts import Parameter
 from torch import nn
 
@@ -19,18 +19,20 @@ from vqvdm.data.clips import ClipTiming
 from vqvdm.data.layouts import Layout
 from vqvdm.data.worlds import WORLDS
 from vqvdm.errors import InputError
-from vqvdm.evaluation.compare import Dataset, published_table, read_report, side_by_side
+from vqvdm.evaluation.calibration import DAMAGES, DamagedVideos, HalfOfVideos
+from vqvdm.evaluation.compare import Dataset, published_table, read_report, rows_of, side_by_side
 from vqvdm.evaluation.features import Extractor, Network
 from vqvdm.evaluation.models import GeneratedVideos, Quality, ReconstructedVideos
 from vqvdm.evaluation.report import as_text, write_report
 from vqvdm.evaluation.score import score
 from vqvdm.evaluation.sides import DrawnVideos, Side, StoredReference, store_reference
 from vqvdm.evaluation.sources import Videos, open_videos
-from vqvdm.files import check_writable
+from vqvdm.files import check_writable, write_text
 from vqvdm.generation import make_orders
 from vqvdm.loading import load_pipeline, load_tokenizer, pick_device
 from vqvdm.metrics.protocol import Protocol, preset
 from vqvdm.metrics.resize import Convention
+from vqvdm.processes import this_process
 from vqvdm.verbs.reconstruct import trained_on
 from vqvdm.weights.c3d import load_c3d
 from vqvdm.weights.folder import FILES, weights_file, weights_folder
@@ -228,9 +230,45 @@ def reference(path: str, out: Path, *, options: Options = STANDARD) -> None:
     extractor = _extractor(protocol, options)
     side = _drawn(path, protocol, options, extractor)
     store_reference(side, out)
-    if PartialState().is_main_process:
+    if this_process().is_main_process:
         print(f"{side.count(0)} clips of {path} in {out}: {side.protocol.line()}")
-    PartialState().destroy_process_group()
+    this_process().destroy_process_group()
+
+
+def calibrate(path: str, *, report: Path | None = None, options: Options = STANDARD) -> None:
+    """Show what the figures mean on a data set: its two halves against each other, its training split against its test
+    split, and its clips against damaged copies of them.
+
+    A model's figures are worth reading between these: near the halves it is as good as real clips in this number.
+
+    Args:
+        path: a folder of videos in any layout, a manifest, an array file, toy, or toy-clouds.
+        report: JSON file with the reports of all rows.
+    """
+    if report is not None:
+        check_writable(report.parent)
+    protocol = options.stated().changed(clips=options.clips)
+    timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
+    protocol = replace(protocol, fake_stride=protocol.stride)
+    extractor = _extractor(protocol, options)
+    with this_process().main_process_first():
+        videos = _open(path, protocol, options, timing)
+        splits = [open_split(path, split, options, timing) for split in ("train", "test")]
+    pairs: dict[str, tuple[Videos, Videos]] = {
+        "one half against the other": (HalfOfVideos(videos, 0), HalfOfVideos(videos, 1))
+    }
+    if splits[0].digest != splits[1].digest:
+        pairs["training split against test split"] = (splits[0], splits[1])
+    pairs |= {damage: (videos, DamagedVideos(videos, damage)) for damage in DAMAGES}
+    reports = {}
+    for name, sides in pairs.items():
+        real, fake = (DrawnVideos(side, protocol, timing, extractor) for side in sides)
+        reports[name] = score(fake, real, protocol).report
+    if this_process().is_main_process:
+        if report is not None:
+            write_text(report, json.dumps(reports, indent=1) + "\n")
+        print(rows_of(reports))
+    this_process().destroy_process_group()
 
 
 def compare(*reports: Path, dataset: Dataset | None = None) -> None:
@@ -266,7 +304,7 @@ def _score(
         check_writable(report.parent)
     extractor = _extractor(protocol, options)
     protocol = protocol.changed(clips=options.clips)
-    processes = PartialState()
+    processes = this_process()
     with processes.main_process_first():  # one makes the index of a folder, the others find it
         fake = DrawnVideos(open_fake(extractor), protocol, timing, extractor)
         real: Side
@@ -289,6 +327,11 @@ def _drawn(path: str, protocol: Protocol, options: Options, extractor: Extractor
     return DrawnVideos(videos, protocol, timing, extractor, everything=protocol.all_real)
 
 
+def open_split(path: str, split: Literal["train", "test"], options: Options, timing: ClipTiming) -> Videos:
+    """A split of a data set, its own or that which training makes."""
+    return open_videos(path, layout=options.layout, split=split, held_out=True, size=options.size, timing=timing)
+
+
 def _open(path: str, protocol: Protocol, options: Options, timing: ClipTiming) -> Videos:
     return open_videos(
         path,
@@ -302,7 +345,7 @@ def _open(path: str, protocol: Protocol, options: Options, timing: ClipTiming) -
 
 def _device(options: Options) -> str:
     """Each of several processes has its own; a single one has what was asked for."""
-    processes = PartialState()
+    processes = this_process()
     return str(processes.device if processes.num_processes > 1 else pick_device(options.device))
 
 
