@@ -10,6 +10,7 @@ import pytest
 
 from vqvdm import cli
 from vqvdm.evaluation.compare import differences, published, side_by_side
+from vqvdm.metrics.protocol import PRESETS
 
 REPORT = {
     "metrics": {
@@ -58,11 +59,14 @@ def test_every_difference_is_named():
 
 def test_published_figures():
     """Spot checks of both tables; every row has a source and a figure."""
-    ucf, sky = ({row["method"]: row for row in published(name)} for name in ("ucf101", "sky"))
+    ucf, sky, rec = ({r["method"]: r for r in published(n)} for n in ("ucf101", "sky", "ucf101-reconstruction"))
     assert (ucf["VQ-VDM"]["is"], ucf["VQ-VDM"]["fvd"], ucf["TATS"]["fvd"], ucf["VDM"]["is"]) == (64.13, 425, 332, 57.0)
     assert (sky["VQ-VDM"]["fvd"], sky["VQ-VDM"]["kvd"], sky["MoCoGAN-HD"]["fvd"]) == (109.4, 5.9, 183.6)
-    assert (len(ucf), len(sky)) == (8, 4)
-    assert all(row["source"] and row.keys() & {"is", "fvd", "kvd"} for row in (*ucf.values(), *sky.values()))
+    assert (ucf["W.A.L.T-L"]["fvd"], ucf["MAGVIT-L"]["fvd"], rec["MAGVIT-v2"]["rfvd"]) == (34.6, 76, 8.6)
+    assert (len(ucf), len(sky), len(rec)) == (14, 4, 8)
+    rows = [*ucf.values(), *sky.values(), *rec.values()]
+    assert all(row["source"] and row.keys() & {"is", "fvd", "kvd", "rfvd"} for row in rows)
+    assert {row.get("preset", "vqvdm") for row in rows} <= PRESETS.keys()
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -72,7 +76,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["evaluate", "compare", *map(str, paths), "--dataset", "sky"]) == 0
     out = capsys.readouterr().out
     assert "| figure | one | two |" in out
-    assert "| DIGAN | GAN | 128x128 | 114.6 | 6.8 | ICLR 2022 |" in out
+    assert "| DIGAN | GAN | 128x128 | 114.6 | 6.8 | ICLR 2022 | 2,048 clips, ten draws, test split |" in out
+    assert "- `tats`: one differs from it in" in out
+    assert "epsilon 0.001 (1e-05)" in out
     paths[0].write_text("{}")
     assert cli.main(["evaluate", "compare", str(paths[0])]) == 2
     assert "is no report of `vqvdm evaluate`" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +12,10 @@ from typing import Any, Literal
 from vqvdm.errors import InputError
 from vqvdm.evaluation.report import cell, figure_text, table
 from vqvdm.evaluation.scores import LABELS
+from vqvdm.metrics.protocol import PRESETS
 
-Dataset = Literal["ucf101", "sky"]
+Dataset = Literal["ucf101", "sky", "ucf101-reconstruction"]
+_FIGURES = ("is", "fvd", "kvd", "rfvd")
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def published(dataset: Dataset) -> list[dict[str, Any]]:
-    """Rows of the published tables: method, kind, resolution, source, and `is`, `fvd` or `kvd`."""
+    """Rows of the published tables: method, kind, resolution, source, figures, and what is known of the protocol."""
     tables = json.loads((files("vqvdm.evaluation") / "published.json").read_text(encoding="utf-8"))
     return tables[dataset]
 
@@ -46,6 +49,8 @@ def side_by_side(reports: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     rows.append(["clips, real / fake", *(f"{r['counts']['real']} / {r['counts']['fake']}" for r in reports.values())])
     text = table(["figure", *names], rows)
+    if len(reports) == 1:
+        return text
     differing = differences(reports)
     if not differing:
         return f"{text}\n\nOne protocol, one reference and one network: these figures compare."
@@ -73,13 +78,36 @@ def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]
 
 
 def published_table(dataset: Dataset) -> str:
-    """The published figures as Markdown."""
-    columns = [column for column in ("is", "fvd", "kvd") if any(column in row for row in published(dataset))]
+    """The published figures as Markdown; an empty protocol is one that the paper does not state."""
+    found = published(dataset)
+    columns = [column for column in _FIGURES if any(column in row for row in found)]
     rows = [
-        [row["method"], row["kind"], row["resolution"], *(cell(row.get(column)) for column in columns), row["source"]]
-        for row in published(dataset)
+        [
+            *(row[name] for name in ("method", "kind", "resolution")),
+            *(cell(row.get(column)) for column in columns),
+            row["source"],
+            "; ".join(filter(None, (row.get("preset"), row.get("protocol")))),
+        ]
+        for row in found
     ]
-    return table(["method", "kind", "resolution", *(column.upper() for column in columns), "where"], rows)
+    return table(["method", "kind", "resolution", *(LABELS[column] for column in columns), "where", "protocol"], rows)
+
+
+def away_from_published(reports: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> str:
+    """Markdown: of each report, how its protocol differs from those published ones that are known."""
+    known = sorted({row["preset"] for row in published(dataset) if "preset" in row})
+    lines = []
+    for name, report in reports.items():
+        for preset in known:
+            theirs = asdict(PRESETS[preset])
+            differing = [
+                f"{field} {report['protocol'].get(field)} ({value})"
+                for field, value in theirs.items()
+                if field not in ("name", "seed") and report["protocol"].get(field) != value
+            ]
+            said = f"differs from it in {', '.join(differing)}" if differing else "repeats it"
+            lines.append(f"- `{preset}`: {name} {said}; scored were {report['counts']['fake']} clips")
+    return "\n".join(lines)
 
 
 def _facts(report: Mapping[str, Any]) -> dict[str, Any]:

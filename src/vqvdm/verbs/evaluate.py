@@ -20,7 +20,7 @@ from vqvdm.data.layouts import Layout
 from vqvdm.data.worlds import WORLDS
 from vqvdm.errors import InputError
 from vqvdm.evaluation.calibration import DAMAGES, DamagedVideos, HalfOfVideos
-from vqvdm.evaluation.compare import Dataset, published_table, read_report, rows_of, side_by_side
+from vqvdm.evaluation.compare import Dataset, away_from_published, published_table, read_report, rows_of, side_by_side
 from vqvdm.evaluation.features import Extractor, Network
 from vqvdm.evaluation.models import GeneratedVideos, Quality, ReconstructedVideos
 from vqvdm.evaluation.report import as_text, write_report
@@ -276,14 +276,17 @@ def compare(*reports: Path, dataset: Dataset | None = None) -> None:
 
     Args:
         reports: files that `vqvdm evaluate` wrote.
-        dataset: add the published figures on UCF-101 (ucf101) or Sky Time-lapse (sky).
+        dataset: add the published figures on UCF-101 (ucf101), of Sky Time-lapse (sky), or of tokenizers
+            (ucf101-reconstruction), and how the reports' protocols differ from theirs where those are known.
     """
     if not reports and dataset is None:
         raise InputError("nothing to compare: give reports, or --dataset ucf101 or sky for the published figures")
+    read = {path.stem if names_differ(reports) else str(path): read_report(path) for path in reports}
     if reports:
-        print(side_by_side({path.stem if names_differ(reports) else str(path): read_report(path) for path in reports}))
+        print(side_by_side(read))
     if dataset is not None:
-        print(f"\nPublished, each by its own protocol:\n\n{published_table(dataset)}")
+        print(f"\nPublished, each by its own protocol:\n\n{published_table(dataset)}\n")
+        print(away_from_published(read, dataset))
 
 
 def names_differ(paths: Sequence[Path]) -> bool:
