@@ -14,7 +14,7 @@ from tiny_pipeline import tiny_pipeline, tiny_tokenizer
 from vqvdm.data import open_dataset
 from vqvdm.errors import InputError
 from vqvdm.recipe import DataRecipe, Recipe
-from vqvdm.verbs.reconstruct import main, open_clips, psnr, reconstruct, trained_on
+from vqvdm.verbs.reconstruct import main, open_clips, reconstruct, trained_on
 from vqvdm.video import read_video, to_clip, to_video, write_video
 
 torch.set_num_threads(1)
@@ -46,17 +46,10 @@ class Identity:
     decode = encode
 
 
-def test_psnr_is_its_definition():
-    real = np.full((2, 4, 4, 3), 100, np.uint8)
-    assert psnr(real, real) == math.inf
-    assert psnr(real, real + 5) == pytest.approx(10 * math.log10(255**2 / 25))
-    assert psnr(real, real - 5) == pytest.approx(10 * math.log10(255**2 / 25))
-
-
 def test_a_perfect_codec_is_perfect(videos):
     dataset = open_dataset(DataRecipe(path=str(videos), frames=4, size=16), "test", training=False)
     made = list(reconstruct(Identity(), dataset, [0, 2, 4], batch=2))
-    assert [pair.psnr for pair in made] == [math.inf] * 3
+    assert [pair.psnr for pair in made] == [100] * 3  # equal frames
     for pair, index in zip(made, [0, 2, 4], strict=True):
         np.testing.assert_array_equal(pair.real, to_video(dataset[index]["clip"]))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from vqvdm.errors import InputError
 
@@ -39,6 +38,8 @@ def ssim(real: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.float64
     assert real.shape == made.shape, (real.shape, made.shape)
     if min(real.shape[1:3]) < SSIM_LEAST_SIDE:
         raise InputError(f"SSIM needs frames of at least {SSIM_LEAST_SIDE} pixels a side, not {real.shape[1:3]}")
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second to import
+
     x, y = (torch.from_numpy(np.array(video)).permute(0, 3, 1, 2).double() for video in (made, real))  # (t, 3, h, w)
     found = structural_similarity_index_measure(x, y, data_range=255.0, reduction="none")
     assert isinstance(found, torch.Tensor)

@@ -18,7 +18,7 @@ from torch import nn
 from vqvdm.data.clips import ClipTiming
 from vqvdm.data.layouts import Layout
 from vqvdm.data.worlds import WORLDS
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.evaluation.calibration import DAMAGES, DamagedVideos, HalfOfVideos
 from vqvdm.evaluation.compare import Dataset, away_from_published, published_table, read_report, rows_of, side_by_side
 from vqvdm.evaluation.features import Extractor, Network
@@ -94,9 +94,7 @@ class Options:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("batch", "size", "clips"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise InputError(f"--{name} must be at least 1, not {value}")
+        check_at_least_one(batch=self.batch, size=self.size, clips=self.clips)
 
     def stated(self, reference: str | None = None, **defaults: Any) -> Protocol:
         """The protocol: a stored reference's own unless one is named, then `defaults`, then what was given."""

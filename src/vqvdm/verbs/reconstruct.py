@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,10 @@ from vqvdm.data.layouts import Layout
 from vqvdm.data.listing import Sample
 from vqvdm.data.worlds import WORLDS
 from vqvdm.decode import VIDEO_SUFFIXES
-from vqvdm.errors import InputError
+from vqvdm.errors import check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.loading import load_tokenizer
+from vqvdm.metrics.quality import psnr, squared_errors
 from vqvdm.recipe import DataRecipe, Recipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.video import Video, enlarged, grid, to_video, write_sheet, write_video
@@ -39,7 +39,7 @@ class Reconstruction:
     real: Video  # uint8 (t, h, w, c)
     made: Video
     fps: float
-    psnr: float  # dB
+    psnr: float  # dB, of the clip as a whole
 
 
 def main(
@@ -81,9 +81,7 @@ def main(
         tiled: encode and decode in overlapping tiles, for long or large clips.
         device: cpu, cuda, mps or auto.
     """
-    for name, number in (("count", count), ("batch", batch), ("scale", scale)):
-        if number < 1:
-            raise InputError(f"--{name} must be at least 1, not {number}")
+    check_at_least_one(count=count, batch=batch, scale=scale)
     check_writable(out)
     trained = trained_on(Path(model))
     data = replace(
@@ -151,10 +149,4 @@ def reconstruct(tokenizer: VideoTokenizer, dataset: Any, indices: list[int], bat
             for item, clip, other in zip(items, clips, made, strict=True):
                 pair = to_video(clip), to_video(other)
                 bar.update(1)
-                yield Reconstruction(*pair, float(item["fps"]), psnr(*pair))
-
-
-def psnr(real: Video, made: Video) -> float:
-    """Peak signal-to-noise ratio of two uint8 videos in dB: 10 log10(255^2 / mean squared error)."""
-    error = np.mean((real.astype(np.float64) - made) ** 2)
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+                yield Reconstruction(*pair, float(item["fps"]), float(psnr(squared_errors(*pair).mean())))

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 import vqvdm
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import generate, make_orders
 from vqvdm.loading import load_pipeline
@@ -63,9 +63,7 @@ def main(
         device: cpu, cuda, mps or auto.
         dtype: in which the networks compute.
     """
-    for name, number in (("count", count), ("batch", batch), ("scale", scale)):
-        if number < 1:
-            raise InputError(f"--{name} must be at least 1, not {number}")
+    check_at_least_one(count=count, batch=batch, scale=scale)
     check_writable(out)
     pipeline = load_pipeline(model, device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     if scheduler is not None:
