@@ -114,6 +114,7 @@ class ReconstructedVideos:
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
         originals = read_clips(self.videos, draws, timing)
         while part := [in_8_bits(clip.frames) for clip in islice(originals, self.batch)]:
+            self.tokenizer.latent_shape(*part[0].shape[:3])  # raises where the factors do not divide it
             clips = torch.stack([to_clip(video) for video in part]).to(self.tokenizer.device)  # (b, 3, t, h, w)
             latents = self.tokenizer.encode(clips)
             tokens = None if not self.facts["codes"] else self.tokenizer.quantize(latents).tokens.cpu().numpy()

@@ -131,8 +131,8 @@ class StoredReference:
             own, asked = getattr(self.protocol, field.name), getattr(protocol, field.name)
             if field.name not in _FREE and own != asked:
                 raise InputError(
-                    f"{self.folder} was measured with {field.name} {own}, not {asked}; leave the option out or store "
-                    "another reference"
+                    f"{self.folder} was measured with {field.name} {own}, not {asked}; leave the option out, or store "
+                    f"a reference that fits: vqvdm evaluate reference ... --{field.name.replace('_', '-')} {asked}"
                 )
         for name, identity in networks.items():
             if name in self.networks and self.networks[name] != identity:

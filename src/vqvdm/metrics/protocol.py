@@ -37,6 +37,8 @@ class Protocol:
             onwards.
         order: "random", or the first ones in the order of their names ("sorted").
         split: of the reference, where it has splits.
+        size: frames of files are first resized, antialiased, to this short side and cut to a square, as for training;
+            arrays and what a model makes are left as they are.
         resize: how frames become 224x224.
         fit: resize both sides ("direct"), or the shorter one and cut out the middle ("crop").
         side: resize to this many pixels first, as MAGVIT's script does; None leaves it out.
@@ -58,6 +60,7 @@ class Protocol:
     window: Literal["one", "any", "first"] = "one"
     order: Literal["random", "sorted"] = "random"
     split: Literal["train", "test", "all"] = "train"
+    size: int | None = None
     resize: Convention = "half_pixel"
     fit: Literal["direct", "crop"] = "direct"
     side: int | None = None
@@ -72,8 +75,9 @@ class Protocol:
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise InputError(f"protocol: {name} must be at least {least}, not {getattr(self, name)}")
-        if self.side is not None and self.side < 1:
-            raise InputError(f"protocol: side must be at least 1, not {self.side}")
+        for name in ("size", "side"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"protocol: {name} must be at least 1, not {getattr(self, name)}")
         if self.fps is not None and not self.fps > 0:
             raise InputError(f"protocol: fps must be above 0, not {self.fps}")
         if self.epsilon <= 0:

@@ -94,13 +94,17 @@ class Options:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_at_least_one(batch=self.batch, size=self.size, clips=self.clips)
+        check_at_least_one(batch=self.batch, clips=self.clips)
 
     def stated(self, reference: str | None = None, **defaults: Any) -> Protocol:
-        """The protocol: a stored reference's own unless one is named, then `defaults`, then what was given."""
+        """The protocol: a stored reference's own unless one is named, then `defaults`, then what was given.
+
+        Of a stored reference the defaults change nothing but the size, in which a model cannot follow it.
+        """
         chosen = preset(self.protocol)
         if reference is not None and self.protocol == "vqvdm" and StoredReference.is_at(Path(reference)):
-            chosen, defaults = StoredReference.open(Path(reference)).protocol, {}
+            chosen = StoredReference.open(Path(reference)).protocol
+            defaults = {name: value for name, value in defaults.items() if name == "size"}
         fields_of_it = {field.name for field in fields(Protocol)}
         given = {name: value for name, value in vars(self).items() if name in fields_of_it and name != "clips"}
         if self.fps is not None or self.stride is not None:
@@ -127,7 +131,7 @@ def files(samples: str, *, reference: str, report: Path | None = None, options: 
     protocol = options.stated(reference)
     timing = ClipTiming(protocol.frames, protocol.fps, protocol.fake_stride)
     _score(
-        lambda extractor: open_videos(samples, size=options.size, timing=timing),
+        lambda extractor: open_videos(samples, size=protocol.size, timing=timing),
         timing, reference, protocol, options, report,
     )  # fmt: skip
 
@@ -165,8 +169,9 @@ def samples(
     trained, config = trained_on(Path(model)), pipeline.config
     # A world's clips each have a rate of their own, the model's have one: the world follows.
     rate = trained.fps or (config["fps"] if reference in WORLDS else None)
-    protocol = options.stated(reference, frames=config["num_frames"], fps=rate, stride=trained.stride)
-    options = replace(options, size=options.size or config["height"])
+    protocol = options.stated(
+        reference, frames=config["num_frames"], fps=rate, stride=trained.stride, size=config["height"]
+    )
     timing = ClipTiming(protocol.frames)
     kinds = len(make_orders(pipeline, classes, 1, protocol.seed))
     orders = make_orders(
@@ -174,8 +179,8 @@ def samples(
     )
     arguments = {
         "num_frames": protocol.frames,
-        "height": options.size,
-        "width": options.size,
+        "height": protocol.size,
+        "width": protocol.size,
         "fps": protocol.fps,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
@@ -202,11 +207,11 @@ def reconstructions(
     """
     tokenizer = load_tokenizer(model, _device(options))
     trained = trained_on(Path(model))
-    options = replace(options, size=options.size or trained.size, split=options.split or "test")
-    protocol = options.stated(frames=trained.frames, fps=trained.fps, stride=trained.stride)
+    options = replace(options, split=options.split or "test")
+    protocol = options.stated(frames=trained.frames, fps=trained.fps, stride=trained.stride, size=trained.size)
     protocol = replace(protocol, fake_stride=protocol.stride)
     timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
-    tokenizer.latent_shape(protocol.frames, options.size or 0, options.size or 0)
+    tokenizer.latent_shape(protocol.frames, protocol.size or 0, protocol.size or 0)
     networks = {name: _network(f"lpips-{name}", partial(load_lpips, name)) for name in ("vgg", "alex")} if lpips else {}
     quality = Quality(networks, _device(options))
 
@@ -251,7 +256,9 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
     extractor = _extractor(protocol, options)
     with this_process().main_process_first():
         videos = _open(path, protocol, options, timing)
-        splits = [open_split(path, split, options, timing) for split in ("train", "test")]
+        splits = [
+            _open(path, replace(protocol, split=split), options, timing, held_out=True) for split in ("train", "test")
+        ]
     pairs: dict[str, tuple[Videos, Videos]] = {
         "one half against the other": (HalfOfVideos(videos, 0), HalfOfVideos(videos, 1))
     }
@@ -328,18 +335,13 @@ def _drawn(path: str, protocol: Protocol, options: Options, extractor: Extractor
     return DrawnVideos(videos, protocol, timing, extractor, everything=protocol.all_real)
 
 
-def open_split(path: str, split: Literal["train", "test"], options: Options, timing: ClipTiming) -> Videos:
-    """A split of a data set, its own or that which training makes."""
-    return open_videos(path, layout=options.layout, split=split, held_out=True, size=options.size, timing=timing)
-
-
-def _open(path: str, protocol: Protocol, options: Options, timing: ClipTiming) -> Videos:
+def _open(path: str, protocol: Protocol, options: Options, timing: ClipTiming, held_out: bool = False) -> Videos:
     return open_videos(
         path,
         layout=options.layout,
         split=protocol.split,
-        held_out=options.split is not None,
-        size=options.size,
+        held_out=held_out or options.split is not None,
+        size=protocol.size,
         timing=timing,
     )
 
