@@ -19,6 +19,7 @@ from vqvdm.evaluation.sources import Frames, Videos, open_videos, read_clips
 from vqvdm.metrics import frechet_distance, kernel_distance
 from vqvdm.metrics.motion import motion_distance, motion_features
 from vqvdm.metrics.protocol import Draw, Protocol
+from vqvdm.metrics.resize import resize
 from vqvdm.video import write_video
 
 FIRST = Draw(0, 0)
@@ -180,6 +181,12 @@ def test_what_i3d_sees(tmp_path):
     assert (seen[0, :, :, 112].min(), seen[1:].max(), seen.min()) == (1, -1, -1)
     assert prepare(clip, Protocol(fit="crop"))[0].mean() > seen[0].mean()  # the middle is red
     assert prepare(clip, Protocol(side=2))[0].max() < 1
+    rows = torch.from_numpy(clip).permute(0, 3, 1, 2).float()
+    for convention in ("legacy", "align_corners"):
+        expected = resize(rows, 224, 224, convention).transpose(0, 1) / 127.5 - 1
+        found = prepare(clip, Protocol(resize=convention))
+        torch.testing.assert_close(found, expected)
+        assert (found - seen).abs().max() > 0.01  # the wrong one is not the right one
     floats = np.full((9, 4, 4, 3), 100.9, np.float32)
     for quantise, value in (("round", 101), ("truncate", 100), ("none", 100.9)):
         assert prepare(floats, Protocol(quantise=quantise))[0, 0, 0, 0] == pytest.approx(value * 2 / 255 - 1, abs=1e-6)
@@ -250,6 +257,10 @@ def test_sets_that_cannot_be_scored(tmp_path):
     cut = open_videos(tmp_path / "mixed", size=12)
     both = read_clips(cut, [Draw(0, 0), Draw(1, 0)], ClipTiming(16))
     assert {clip.frames.shape for clip in both} == {(16, 12, 12, 3)}
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.mp4").write_bytes(b"no video")
+    with pytest.raises(InputError, match=r"none of the 1 videos can be read \(first: a\.mp4"):
+        open_videos(tmp_path / "broken")
     with pytest.raises(InputError, match="no such folder"):
         open_videos(tmp_path / "nowhere")
 
@@ -269,3 +280,26 @@ def test_the_reference_is_no_class_of_its_own(tmp_path):
         for protocol in (Protocol(order="sorted"), Protocol())
     )
     assert near < 0.8 * far  # the sorted reference holds nothing of the second half
+
+
+def test_clips_at_a_rate_are_those_of_training(tmp_path, numbered):
+    """--fps takes the frames that a training at this rate sees."""
+    for name, fps in (("a", 25.0), ("b", 10.0)):
+        numbered.write(tmp_path / f"{name}.mp4", frames=60, fps=fps)
+    source = open_videos(tmp_path)
+    timing = ClipTiming(12, fps=5.0)
+    assert source.starts(timing).tolist() == [5, 38]  # 11 steps of 5 and of 2 frames
+    (fast, slow) = source.clips([Draw(0, 3), Draw(1, 3)], timing)
+    assert numbered.read(fast.frames) == [3 + 5 * k for k in range(12)]
+    assert numbered.read(slow.frames) == [3 + 2 * k for k in range(12)]
+
+
+@pytest.mark.parametrize("world", ["toy", "toy-clouds"])
+def test_built_in_worlds(world):
+    source = open_videos(world, split="test", size=16, timing=ClipTiming(10, fps=8.0))
+    clips = [clip.frames for clip in source.clips([Draw(3, 0), Draw(5, 0)], ClipTiming(10, fps=8.0))]
+    assert [clip.shape for clip in clips] == [(10, 16, 16, 3)] * 2
+    assert (clips[0] != clips[1]).any()
+    assert source.digest != open_videos(world, size=16, timing=ClipTiming(10, fps=8.0)).digest
+    with pytest.raises(InputError, match="ask for it with --fps, not --stride 2"):
+        open_videos(world, timing=ClipTiming(10, stride=2))
