@@ -14,13 +14,15 @@ from tiny_evaluation import EXTRACTOR, Projection, logits, score_videos, stored,
 from vqvdm import cli
 from vqvdm.data.clips import ClipTiming
 from vqvdm.errors import InputError
-from vqvdm.evaluation.features import Extractor, Network, prepare
-from vqvdm.evaluation.sources import Frames, Videos, open_videos, read_clips
+from vqvdm.evaluation.features import Extractor, Network, extract, prepare, quantised
+from vqvdm.evaluation.scores import figures_of
+from vqvdm.evaluation.sources import Clip, Frames, Videos, open_videos, read_clips
 from vqvdm.metrics import frechet_distance, kernel_distance
 from vqvdm.metrics.motion import motion_distance, motion_features
 from vqvdm.metrics.protocol import Draw, Protocol
 from vqvdm.metrics.resize import resize
 from vqvdm.video import write_video
+from vqvdm.weights.i3d import load_i3d
 
 FIRST = Draw(0, 0)
 
@@ -157,20 +159,27 @@ def test_an_interrupted_run_goes_on_and_a_second_one_costs_nothing(tmp_path, mon
     assert len(seen) == 20  # another protocol has features of its own
 
 
-@pytest.mark.parametrize(
-    ("trap", "spring"),
-    [
-        ("wrong range", lambda clip: clip // 2 + 127),
-        ("BGR", lambda clip: clip[..., ::-1]),
-        ("reversed frames", lambda clip: clip[::-1]),
-        ("frozen", lambda clip: np.repeat(clip[:1], len(clip), axis=0)),
-    ],
-)
-def test_what_changes_the_picture_changes_the_features(trap, spring):
-    (clip,) = videos(0, 1)
-    sides = clip, np.ascontiguousarray(spring(clip))
-    plain, sprung = (logits(side[None])[0] for side in sides)
-    assert np.linalg.norm(plain - sprung) > 0.1 * np.linalg.norm(plain), trap
+def test_traps_move_the_distance(fetched_weights, monkeypatch):
+    """I3D itself on six clips: each trap costs far more than what must not matter (float32's rounding, a batch)."""
+    monkeypatch.setenv("VQVDM_CACHE", str(fetched_weights.parent))
+    world = open_videos("toy", size=32, timing=ClipTiming(10, fps=8.0))
+    clips = [clip.frames for clip in world.clips([Draw(k, 0) for k in range(6)], ClipTiming(10, fps=8.0))]
+    i3d = Network("i3d", load_i3d)
+
+    def seen(change) -> np.ndarray:
+        changed = (Clip(np.ascontiguousarray(change(clip))) for clip in clips)
+        return extract(changed, Extractor(i3d, batch=3), Protocol(frames=10))["logits"]
+
+    plain = seen(lambda clip: clip)
+    assert frechet_distance(plain, seen(lambda clip: clip.astype(np.float32))) < 0.01
+    for trap, change, least in (
+        ("range", lambda clip: clip // 2 + 127, 100),
+        ("BGR", lambda clip: clip[..., ::-1], 50),
+        ("reversed", lambda clip: clip[::-1], 5),
+        ("lexical order", lambda clip: clip[[0, 1, 9, 2, 3, 4, 5, 6, 7, 8]], 20),
+        ("frozen", lambda clip: np.repeat(clip[:1], len(clip), axis=0), 100),
+    ):
+        assert frechet_distance(plain, seen(change)) > least, trap
 
 
 def test_what_i3d_sees(tmp_path):
@@ -189,7 +198,8 @@ def test_what_i3d_sees(tmp_path):
         assert (found - seen).abs().max() > 0.01  # the wrong one is not the right one
     floats = np.full((9, 4, 4, 3), 100.9, np.float32)
     for quantise, value in (("round", 101), ("truncate", 100), ("none", 100.9)):
-        assert prepare(floats, Protocol(quantise=quantise))[0, 0, 0, 0] == pytest.approx(value * 2 / 255 - 1, abs=1e-6)
+        assert quantised(floats, Protocol(quantise=quantise)).max() == pytest.approx(value)
+    assert quantised(clip, Protocol(quantise="truncate")) is clip
 
 
 def test_the_command(tmp_path, capsys, monkeypatch, fetched_weights):
@@ -214,7 +224,7 @@ def test_the_command(tmp_path, capsys, monkeypatch, fetched_weights):
     assert any("1 videos cannot be read (first: broken.mp4" in warning for warning in found["warnings"])
     assert "FVD" in capsys.readouterr().out
     assert cli.main([*arguments, "--clips", "5"]) == 2
-    assert "5 clips were asked for, and 4 videos are long enough" in capsys.readouterr().err
+    assert "5 clips were asked for, and 4 are there" in capsys.readouterr().err
 
 
 def test_without_weights_the_ways_to_get_them_are_named(tmp_path, capsys):
@@ -303,3 +313,84 @@ def test_built_in_worlds(world):
     assert source.digest != open_videos(world, size=16, timing=ClipTiming(10, fps=8.0)).digest
     with pytest.raises(InputError, match="ask for it with --fps, not --stride 2"):
         open_videos(world, timing=ClipTiming(10, stride=2))
+
+
+def test_frames_written_anew_are_measured_anew(tmp_path):
+    """The next checkpoint's samples often go where the last one's were."""
+
+    def write(value: int) -> None:
+        for clip in ("x", "y", "z"):
+            (tmp_path / "clips" / clip).mkdir(parents=True, exist_ok=True)
+            for number in range(16):
+                image = Image.new("RGB", (8, 8), (value, 10 * number, ord(clip)))
+                image.save(tmp_path / "clips" / clip / f"{number}.png")
+
+    others = open_videos(stored(tmp_path / "o.npy", videos(1, 3)))
+    found = []
+    for value in (0, 200):
+        write(value)
+        found.append(score_videos(open_videos(tmp_path / "clips"), others, Protocol())["metrics"]["fvd"]["value"])
+    assert found[0] != found[1]
+
+
+def test_each_stretch_of_a_manifest_is_a_clip(tmp_path, numbered):
+    numbered.write(tmp_path / "long.mp4", frames=80, fps=20.0)
+    lines = ["path,start,end", *(f"long.mp4,{k},{k + 1}" for k in range(4))]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    source = open_videos(tmp_path / "manifest.csv")
+    assert source.lengths.tolist() == [20] * 4
+    clips = source.clips([Draw(k, 0) for k in range(4)], ClipTiming(9))
+    assert [numbered.read(clip.frames)[0] for clip in clips] == [0, 20, 40, 60]
+
+
+def test_videos_that_are_too_short_are_counted(tmp_path):
+    for number, frames in enumerate((16, 16, 12)):
+        write_video(tmp_path / "mixed" / f"{number}.mp4", videos(0, 1, frames=frames)[0], 8)
+    report = score_videos(
+        open_videos(tmp_path / "mixed"), open_videos(stored(tmp_path / "o.npy", videos(1, 4))), Protocol()
+    )
+    assert (report["fake"]["videos"], report["fake"]["too_short"]) == (3, 1)
+    assert any("1 of 3 videos are too short" in warning for warning in report["warnings"])
+
+
+def test_inception_scores_do_not_hang_on_the_order_of_clips():
+    """Of sorted classes each split would see one: its score would be near 1."""
+    rows = np.repeat(np.eye(10), 20, axis=0).astype(np.float32)
+    features = {"logits": np.random.default_rng(0).normal(size=(200, 400)), "motion": np.zeros((200, 20))}
+    found = figures_of([(features, {**features, "classes": rows})], Protocol())["is"]
+    assert found.value > 7.5
+    assert found.real is None
+
+
+def test_a_cache_that_cannot_be_written_costs_nothing_but_time(tmp_path, monkeypatch, caplog):
+    real, fake = (open_videos(stored(tmp_path / f"{k}.npy", videos(k, 4))) for k in (0, 1))
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("VQVDM_CACHE", str(tmp_path / "cache"))
+    assert score_videos(fake, real, Protocol())["metrics"]["fvd"]["value"] > 0
+    assert "features are not kept" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--report", "report.md"], "must name a file that ends in .json"),
+        (["--report", "folder.json"], "must name a file that ends in .json"),
+        (["--fps", "8", "--stride", "2"], "two ways to say one thing"),
+        (["--size", "24"], "its frames are 16x16, 24x24 is asked for"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--fps", "inf"], "fps must be above 0"),
+        (["--clips", "9"], "9 clips were asked for, and 6 are there"),
+        (["--batch", "0"], "--batch must be at least 1"),
+    ],
+)
+def test_mistakes_are_named_before_the_work(tmp_path, capsys, monkeypatch, fetched_weights, words, message):
+    monkeypatch.setenv("VQVDM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(fetched_weights)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    for name, count in (("few", 6), ("many", 12)):
+        stored(tmp_path / f"{name}.npy", videos(0, count))
+    for fake, real in (("few", "many"), ("many", "few")):
+        assert cli.main(["evaluate", "files", f"{fake}.npy", "--reference", f"{real}.npy", *words]) == 2
+        assert message in capsys.readouterr().err

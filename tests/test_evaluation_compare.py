@@ -79,6 +79,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "| DIGAN | GAN | 128x128 | 114.6 | 6.8 | ICLR 2022 | 2,048 clips, ten draws, test split |" in out
     assert "- `tats`: one differs from it in" in out
     assert "epsilon 0.001 (1e-05)" in out
+    paths[1].write_text(json.dumps({"one half": REPORT}))
+    assert cli.main(["evaluate", "compare", str(paths[1])]) == 2
+    assert "holds the reports of a calibration" in capsys.readouterr().err
+    for nothing in ("[1]", '{"metrics": {}, "protocol": {}, "counts": {}}', '{"metrics": [], "protocol": 1}'):
+        paths[0].write_text(nothing)
+        assert cli.main(["evaluate", "compare", str(paths[0])]) == 2
     paths[0].write_text("{}")
     assert cli.main(["evaluate", "compare", str(paths[0])]) == 2
     assert "is no report of `vqvdm evaluate`" in capsys.readouterr().err

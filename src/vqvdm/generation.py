@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vqvdm.errors import InputError
@@ -66,9 +67,17 @@ def _parse_classes(pipeline: VQVDMPipeline, classes: str | None) -> list[int] | 
 
 
 def generate(
-    pipeline: VQVDMPipeline, orders: Sequence[Order], batch: int, arguments: dict[str, Any], progress: bool = True
+    pipeline: VQVDMPipeline, orders: Sequence[Order], batch: int, arguments: dict[str, Any]
 ) -> Iterator[tuple[Order, Video, float]]:
     """Make the videos, `batch` at a time, with a progress bar over all steps: (order, uint8 (t, h, w, c), fps) each."""
+    for order, clip, rate in generate_clips(pipeline, orders, batch, arguments):
+        yield order, to_video(clip), rate
+
+
+def generate_clips(
+    pipeline: VQVDMPipeline, orders: Sequence[Order], batch: int, arguments: dict[str, Any], progress: bool = True
+) -> Iterator[tuple[Order, Tensor, float]]:
+    """As `generate`, but clips (c, t, h, w) in -1..1, never in 8 bits."""
     pipeline.set_progress_bar_config(disable=True)
     batches = [orders[i : i + batch] for i in range(0, len(orders), batch)]
     with tqdm(desc="sampling", unit="step", disable=not progress) as bar:
@@ -91,5 +100,4 @@ def generate(
             assert isinstance(output, VQVDMPipelineOutput)
             assert isinstance(output.frames, torch.Tensor)
             clips = output.frames.permute(0, 2, 1, 3, 4) * 2 - 1  # (b, c, t, h, w)
-            for order, clip, rate in zip(part, clips, output.fps, strict=True):
-                yield order, to_video(clip), rate
+            yield from zip(part, clips, output.fps, strict=True)

@@ -40,6 +40,7 @@ __all__ = [
     "read_frames",
     "read_video",
     "sheet",
+    "shrunk",
     "to_clip",
     "to_video",
     "write_sheet",
@@ -180,6 +181,15 @@ def enlarged(video: Video, side: int) -> Video:
     """Each pixel repeated as often as its height then fits into `side`, at least once. uint8 (t, h, w, 3)"""
     times = max(1, side // video.shape[1])
     return video.repeat(times, axis=1).repeat(times, axis=2)
+
+
+def shrunk(video: Video, side: int) -> Video:
+    """No more than `side` pixels high, in proportion; antialiased. uint8 (t, h, w, 3)"""
+    height, width = video.shape[1:3]
+    if height <= side:
+        return video
+    size = (max(1, round(width * side / height)), side)
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in video])
 
 
 def sheet(

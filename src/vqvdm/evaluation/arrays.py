@@ -28,7 +28,15 @@ class ArrayVideos:
 
     facts: Mapping[str, Any] = {}
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        """Map or read the array.
+
+        Args:
+            size: height and width that its frames must have; None takes any.
+
+        Raises:
+            InputError: it is no array of videos, has values of no known range, or frames of another size.
+        """
         self.name, self.split = str(path), "all"
         self.skipped: list[str] = []
         self.array, self.axis = _read_array(path), 0
@@ -43,6 +51,12 @@ class ArrayVideos:
         if 0 in shape:
             raise InputError(f"{path} holds no videos: its shape is {shape}")
         self.axis = axes[0]
+        height, width = shape[2:4] if self.axis == 4 else shape[3:5]
+        if size is not None and (height, width) != (size, size):
+            raise InputError(
+                f"{path}: its frames are {width}x{height}, {size}x{size} is asked for; arrays are scored as they are "
+                "(store frames of that size, or give another --size)"
+            )
         self.scale, self.offset = _range(self.array, path)
         length = shape[2 if self.axis == 1 else 1]
         self.lengths = np.full(shape[0], length, np.int64)
@@ -74,7 +88,10 @@ def _stride(timing: ClipTiming) -> int:
 def _read_array(path: Path) -> np.ndarray:
     try:
         if path.suffix.lower() == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise InputError(f"{path} is an .npz archive by another name; call it .npz")
+            return array
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return _only(dict(arrays), path)

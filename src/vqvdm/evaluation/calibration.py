@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from vqvdm.data.clips import ClipTiming
 from vqvdm.evaluation.models import in_8_bits
-from vqvdm.evaluation.sources import Clip, Videos
+from vqvdm.evaluation.sources import Clip, FileVideos, Videos
 from vqvdm.metrics.protocol import Draw
 from vqvdm.video import Video
 
@@ -69,20 +69,24 @@ class DamagedVideos:
 
 
 class HalfOfVideos:
-    """Every second video, from the first or from the second one on."""
+    """Half of the videos; those that were cut from one source are in one half, as in a fair split."""
 
     def __init__(self, videos: Videos, half: int) -> None:
-        self.videos, self.half = videos, half
-        self.name, self.split, self.lengths = f"{videos.name}, half {half + 1}", videos.split, videos.lengths
+        self.videos, self.split = videos, videos.split
+        self.name = f"{videos.name}, half {half + 1}"
         self.skipped: list[str] = []
         self.facts: Mapping[str, Any] = videos.facts
+        groups = videos.groups if isinstance(videos, FileVideos) else [str(k) for k in range(len(videos.lengths))]
+        order = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        self._numbers = np.flatnonzero([order[group] % 2 == half for group in groups])
+        self.lengths = videos.lengths[self._numbers]
 
     def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
-        return np.where(np.arange(len(self.lengths)) % 2 == self.half, self.videos.starts(timing), 0)
+        return self.videos.starts(timing)[self._numbers]
 
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
-        return self.videos.clips(draws, timing)
+        return self.videos.clips([Draw(int(self._numbers[draw.video]), draw.start) for draw in draws], timing)
 
     @property
     def digest(self) -> str:
-        return self.videos.digest  # draws name videos of the whole
+        return f"{self.videos.digest} {self._numbers.tolist()}"

@@ -28,7 +28,14 @@ def read_report(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a report: {error}") from error
-    if not isinstance(found, dict) or not {"metrics", "protocol", "counts"} <= found.keys():
+    if isinstance(found, dict) and any(isinstance(part, dict) and "metrics" in part for part in found.values()):
+        raise InputError(f"{path} holds the reports of a calibration, which is a table of its own")
+    try:
+        figures = [figure["value"] for figure in found["metrics"].values()]
+        complete = bool(figures and found["protocol"]["line"] and found["counts"]["real"] and found["counts"]["fake"])
+    except (KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
         raise InputError(f"{path} is no report of `vqvdm evaluate`: it lacks metrics, protocol or counts")
     return found
 
@@ -59,14 +66,16 @@ def side_by_side(reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def rows_of(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """Markdown: one row a report, one column a figure of all of them; then the protocol, which is one."""
+    """Markdown: one row a report, one column a figure of all of them; then the protocol, which is one, and warnings."""
     names = [name for name in LABELS if all(name in report["metrics"] for report in reports.values())]
     rows = [
         [title, str(report["counts"]["fake"]), *(f"{report['metrics'][name]['value']:.3g}" for name in names)]
         for title, report in reports.items()
     ]
-    lines = next(iter(reports.values()))["protocol"]["line"]
-    return f"{table(['', 'clips', *(LABELS[name] for name in names)], rows)}\n\nProtocol: {lines}"
+    text = table(["", "clips", *(LABELS[name] for name in names)], rows)
+    line = next(iter(reports.values()))["protocol"]["line"].partition(", real ")[0]
+    warnings = dict.fromkeys(warning for report in reports.values() for warning in report["warnings"])
+    return "\n\n".join([text, f"Protocol: {line}", *warnings])
 
 
 def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:

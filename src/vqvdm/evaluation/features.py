@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqvdm.data.clips import ClipTiming
+from vqvdm.errors import InputError
 from vqvdm.evaluation.sources import Clip, Frames, Videos, read_clips
 from vqvdm.files import cache_folder, write_bytes
-from vqvdm.metrics import c3d
 from vqvdm.metrics.i3d import SIDE
 from vqvdm.metrics.motion import motion_features
 from vqvdm.metrics.protocol import Draw, Protocol
@@ -35,7 +35,7 @@ Features = dict[str, np.ndarray]  # kind -> (n, ...); "logits" (n, 400), "motion
 Item = TypeVar("Item")
 
 _KEEP_EVERY = 256  # clips
-_FORM = 2  # of what is kept; another one is made anew
+_FORM = 3  # of what is kept; another one is made anew
 
 
 class Network:
@@ -88,7 +88,8 @@ def extract(
     shown = this_process().is_main_process
     try:
         with tqdm(total=total, desc=name, unit="clip", smoothing=0.05, disable=not shown) as bar:
-            for part in _portions(clips, extractor.batch):
+            for portion in _portions(clips, extractor.batch):
+                part = [replace(clip, frames=quantised(clip.frames, protocol)) for clip in portion]
                 found = {
                     "logits": i3d(_stacked(prepare(clip.frames, protocol, extractor.device) for clip in part)),
                     "motion": np.stack([motion_features(clip.frames) for clip in part]),
@@ -108,12 +109,17 @@ def extract(
 def prepare(frames: Frames, protocol: Protocol, device: torch.device | str = "cpu") -> Tensor:
     """Frames (t, h, w, 3), uint8 or float32 in 0..255 -> what I3D sees, (3, t, 224, 224) in -1..1."""
     pictures = torch.from_numpy(np.array(frames)).to(device).float().permute(0, 3, 1, 2)  # (t, 3, h, w)
-    if protocol.quantise != "none":  # changes nothing of uint8
-        pictures = pictures.floor() if protocol.quantise == "truncate" else pictures.round()
     if protocol.side is not None:
         pictures = resize(pictures, protocol.side, protocol.side, protocol.resize)
     pictures = fit_square(pictures, SIDE, protocol.resize, crop=protocol.fit == "crop")
     return (pictures * (2 / 255) - 1).transpose(0, 1)
+
+
+def quantised(frames: Frames, protocol: Protocol) -> Frames:
+    """Frames in 0..255 in the steps that the protocol gives them; changes nothing of uint8."""
+    if protocol.quantise == "none" or frames.dtype == np.uint8:
+        return frames
+    return (np.floor(frames) if protocol.quantise == "truncate" else np.round(frames)).astype(np.float32)
 
 
 def _signed(frames: Frames, device: str) -> Tensor:
@@ -139,8 +145,6 @@ def features_of(
 
     Several processes (torchrun) share the work and all get the whole. An interrupted computation goes on where it was.
     """
-    if timing.frames != c3d.FRAMES and extractor.c3d is not None:
-        extractor = Extractor(extractor.i3d, None, extractor.device, extractor.batch)
     prepared = (protocol.resize, protocol.fit, protocol.side, protocol.quantise, protocol.epsilon)
     facts = (videos.digest, [(draw.video, draw.start) for draw in draws], timing, prepared, extractor.identities())
     key = hashlib.sha256(repr((_FORM, facts)).encode()).hexdigest()[:24]
@@ -175,9 +179,16 @@ def kept_features(key: str, draws: Sequence[Draw], measure: Callable[[Sequence[D
         found = _measured_together(part, measure, processes)
         known = {kind: np.concatenate([known[kind], new]) if known else new for kind, new in found.items()}
         if processes.is_main_process:
-            write_bytes(file, save({kind: np.ascontiguousarray(values) for kind, values in known.items()}))
+            _keep(file, known)
         done += len(part)
     return known
+
+
+def _keep(file: Path, known: Features) -> None:
+    try:
+        write_bytes(file, save({kind: np.ascontiguousarray(values) for kind, values in known.items()}))
+    except InputError as error:  # a cache that cannot be written, as a shared one, costs time and nothing else
+        logger.warning("features are not kept: %s", error)
 
 
 def _read(file: Path) -> Features:

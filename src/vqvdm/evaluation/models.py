@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vqvdm.data.clips import ClipTiming
 from vqvdm.evaluation.features import Network
 from vqvdm.evaluation.sources import Clip, Frames, Videos, read_clips
-from vqvdm.generation import Order, generate
+from vqvdm.generation import Order, generate_clips
 from vqvdm.metrics.protocol import Draw
 from vqvdm.metrics.quality import squared_errors, ssim
 from vqvdm.pipeline import VQVDMPipeline
@@ -37,7 +37,7 @@ class GeneratedVideos:
         Args:
             name: of the model.
             pipeline: with the scheduler that is meant.
-            orders: the clips that can be drawn.
+            orders: the clips that can be drawn, those of the first draw first.
             arguments: of the pipeline's call, such as num_inference_steps; None takes its own.
             batch: clips made at a time.
         """
@@ -63,12 +63,14 @@ class GeneratedVideos:
 
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
         orders = [self.orders[draw.video] for draw in draws]
-        for _, video, _ in generate(self.pipeline, orders, self.batch, self.arguments, progress=False):
-            yield Clip(video)
+        for _, clip, _ in generate_clips(self.pipeline, orders, self.batch, self.arguments, progress=False):
+            yield Clip(((clip.float() + 1) * 127.5).clamp(0, 255).permute(1, 2, 3, 0).cpu().numpy())
 
     @cached_property
     def digest(self) -> str:
-        made_by = (self.facts, sorted(self.arguments.items()), dict(self.pipeline.scheduler.config))
+        scheduler = self.pipeline.scheduler.config.items()
+        settings = sorted((name, value) for name, value in scheduler if not name.startswith("_"))
+        made_by = (self.facts, sorted(self.arguments.items()), settings)
         orders = [(order.label, order.seed) for order in self.orders]
         return hashlib.sha256(repr((made_by, orders)).encode()).hexdigest()[:16]
 

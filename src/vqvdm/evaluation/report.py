@@ -15,11 +15,10 @@ from vqvdm.charts import ACCENT, SECOND, Series, alone, line_chart
 from vqvdm.evaluation.features import Features
 from vqvdm.evaluation.score import Scored
 from vqvdm.evaluation.scores import LABELS
+from vqvdm.evaluation.sides import SHOWN_SIDE
 from vqvdm.files import write_text
 from vqvdm.metrics.motion import NUMBERS
 from vqvdm.video import Video, write_sheet
-
-_SHEET_SIDE = 96  # pixels of a frame's height in the picture
 
 
 def write_report(path: Path, scored: Scored, real: Sequence[Video], fake: Sequence[Video]) -> list[Path]:
@@ -35,7 +34,8 @@ def write_report(path: Path, scored: Scored, real: Sequence[Video], fake: Sequen
     """
     frames, motion, words = (path.with_name(f"{path.stem}{end}") for end in ("-frames.png", "-motion.svg", ".md"))
     height, width = fake[0].shape[1:3]
-    shown = [_resized(video, _SHEET_SIDE, round(width * _SHEET_SIDE / height)) for video in (*real, *fake)]
+    size = (round(width * SHOWN_SIDE / height), SHOWN_SIDE)
+    shown = [_resized(video, size) for video in (*real, *fake)]
     labels = [f"{side} {k}" for side, videos in (("real", real), ("fake", fake)) for k in range(len(videos))]
     write_sheet(frames, shown, labels)
     write_text(motion, motion_figure(scored.real, scored.fake))
@@ -44,10 +44,9 @@ def write_report(path: Path, scored: Scored, real: Sequence[Video], fake: Sequen
     return [path, words, frames, motion]
 
 
-def _resized(video: Video, height: int, width: int) -> Video:
-    """uint8 (t, height, width, 3); small pixels stay square."""
-    how = Image.Resampling.BILINEAR if video.shape[1] > height else Image.Resampling.NEAREST
-    return np.stack([np.asarray(Image.fromarray(frame).resize((width, height), how)) for frame in video])
+def _resized(video: Video, size: tuple[int, int]) -> Video:
+    """uint8 (t, h, w, 3) of this width and height; small pixels stay square."""
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST)) for image in video])
 
 
 def motion_figure(real: Features, fake: Features) -> str:

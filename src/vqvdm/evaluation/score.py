@@ -34,19 +34,21 @@ def score(fake: DrawnVideos, real: Side, protocol: Protocol, *, asked: int | Non
         fake: with its clips drawn by the protocol.
         real: likewise, or a stored reference of the same protocol.
         protocol: what the report states.
-        asked: clips of `fake` that must be there; None takes as many as there are.
+        asked: clips that must be there on either side; None takes as many as there are.
 
     Raises:
-        InputError: fewer fakes than asked for.
+        InputError: fewer than asked for.
     """
     pairs = []
     for repeat in range(protocol.repeats):
         counts = {"real": real.count(repeat), "fake": fake.count(repeat)}
-        if asked is not None and counts["fake"] < asked:
-            raise InputError(
-                f"{fake.videos.name}: {asked} clips were asked for, and {counts['fake']} videos are long enough; make "
-                f"more, or ask for fewer (--clips {counts['fake']})"
-            )
+        for side, count in counts.items():
+            if asked is not None and count < asked:
+                name = {"real": real, "fake": fake}[side].description()["name"]
+                raise InputError(
+                    f"{name}: {asked} clips were asked for, and {count} are there; get more, or ask for fewer "
+                    f"(--clips {count})"
+                )
         if not protocol.all_real:  # the smaller side decides, so that both have the bias of one number
             counts = dict.fromkeys(counts, min(counts.values()))
         pairs.append((real.features(repeat, counts["real"]), fake.features(repeat, counts["fake"])))
@@ -61,14 +63,15 @@ def _report(
     rest: dict[str, Any] = {}
     if isinstance(fake.videos, ReconstructedVideos):
         figures = {{"fvd": "rfvd", "kvd": "rkvd"}.get(name, name): figure for name, figure in figures.items()}
-        own, rest["per_frame"], rest["codebook"] = reconstruction_figures(pairs[0][1], fake.videos.facts["codes"])
+        every = {kind: np.concatenate([draw[kind] for _, draw in pairs]) for kind in pairs[0][1]}
+        own, rest["per_frame"], rest["codebook"] = reconstruction_figures(every, fake.videos.facts["codes"])
         figures |= own
     sides = {"real": real.description(), "fake": fake.description()}
     stated = replace(protocol, split=sides["real"]["split"], clips=counts["fake"])
     return {
         "metrics": {name: figure.plain(name) for name, figure in figures.items()},
         **rest,
-        "protocol": {**asdict(protocol), "line": f"{stated.line()}, real {counts['real']}, fake {counts['fake']}"},
+        "protocol": {**asdict(stated), "line": f"{stated.line()}, real {counts['real']}, fake {counts['fake']}"},
         "counts": counts,
         **{
             side: {**description, "skipped": len(description["skipped"]), "skipped_videos": description["skipped"]}
@@ -81,5 +84,9 @@ def _report(
 
 
 def _skipping(side: Mapping[str, Any]) -> list[str]:
-    skipped = side["skipped"]
-    return [f"{side['name']}: {len(skipped)} videos cannot be read (first: {skipped[0]})"] if skipped else []
+    skipped, lines = side["skipped"], []
+    if skipped:
+        lines.append(f"{side['name']}: {len(skipped)} videos cannot be read (first: {skipped[0]})")
+    if side["too_short"]:
+        lines.append(f"{side['name']}: {side['too_short']} of {side['videos']} videos are too short and left out")
+    return lines

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvdm.evaluation.features import Features
-from vqvdm.metrics import frechet_distance, inception_score, kernel_distance, neighbours
+from vqvdm.metrics import InceptionScore, frechet_distance, inception_score, kernel_distance, neighbours
 from vqvdm.metrics.motion import motion_distance
 from vqvdm.metrics.protocol import FEW, Protocol
 from vqvdm.metrics.quality import psnr
 
 NEAREST = 5
+_SHUFFLE = 42  # the seed with which StyleGAN-V shuffles before it splits
 LABELS: Mapping[str, str] = {  # of figures, in the order in which they are shown
     "fvd": "FVD",
     "kvd": "KVD",
@@ -80,19 +81,24 @@ def _figures(real: Features, fake: Features, protocol: Protocol) -> dict[str, Fi
         "kvd": Figure(kernel_distance(x, y)),
         "motion": Figure(motion_distance(real["motion"], fake["motion"])),
     }
-    if len(y) >= protocol.splits:
-        if "classes" in fake:
-            score = inception_score(fake["classes"], protocol.splits)
-            found["is"] = Figure(score.mean, score.deviation, _score(real.get("classes"), protocol.splits))
-        score = inception_score(_softmax(y), protocol.splits)
-        found["kinetics_score"] = Figure(score.mean, score.deviation, _score(_softmax(x), protocol.splits))
+    scored = {
+        "is": (real.get("classes"), fake.get("classes")),
+        "kinetics_score": (_softmax(x), _softmax(y)),
+    }
+    for name, sides in scored.items():
+        of_real, of_fake = (_score(side, protocol.splits) for side in sides)
+        if of_fake is not None:
+            found[name] = Figure(of_fake.mean, of_fake.deviation, None if of_real is None else of_real.mean)
     if min(len(x), len(y)) > NEAREST:
         found |= {name: Figure(value) for name, value in neighbours(x, y, NEAREST)._asdict().items()}
     return found
 
 
-def _score(probabilities: NDArray | None, splits: int) -> float | None:
-    return None if probabilities is None or len(probabilities) < splits else inception_score(probabilities, splits).mean
+def _score(probabilities: NDArray | None, splits: int) -> InceptionScore | None:
+    """Of clips in random order: splits of a few classes each, as of a sorted list, would score far too low."""
+    if probabilities is None or len(probabilities) < splits:
+        return None
+    return inception_score(np.random.default_rng(_SHUFFLE).permutation(probabilities), splits)
 
 
 def _softmax(logits: NDArray) -> NDArray[np.float64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -13,20 +14,21 @@ from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 import vqvdm
 from vqvdm.data.clips import ClipTiming
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.features import Extractor, Features, features_of
-from vqvdm.evaluation.models import in_8_bits
+from vqvdm.evaluation.models import GeneratedVideos, in_8_bits
 from vqvdm.evaluation.sources import Videos, check_enough, read_clips
 from vqvdm.files import write_bytes, write_text
 from vqvdm.metrics.protocol import Draw, Protocol, draw_clips
-from vqvdm.video import Video
+from vqvdm.processes import this_process
+from vqvdm.video import Video, shrunk
 
 SHOWN = 6  # clips of a side in a report's picture
+SHOWN_SIDE = 96  # pixels of their height at most
 _FORM = 1  # of stored references
 
 
@@ -67,8 +69,14 @@ class DrawnVideos:
         self.videos, self.protocol, self.timing, self.extractor = videos, protocol, timing, extractor
         starts = videos.starts(timing)
         check_enough(videos, starts, timing)
+        self._too_short = int((starts == 0).sum())
         wanted = len(starts) if everything else protocol.clips
-        self._draws = [draw_clips(starts, protocol, wanted, repeat) for repeat in range(protocol.repeats)]
+        if isinstance(videos, GeneratedVideos):  # each draw is generated anew
+            numbers = range(len(videos.orders))
+            parts = [numbers[r * wanted : (r + 1) * wanted] for r in range(protocol.repeats)]
+            self._draws = [[Draw(number, 0) for number in part] for part in parts]
+        else:
+            self._draws = [draw_clips(starts, protocol, wanted, repeat) for repeat in range(protocol.repeats)]
 
     def count(self, repeat: int) -> int:
         return len(self._draws[repeat])
@@ -79,7 +87,8 @@ class DrawnVideos:
 
     def shown(self) -> list[Video]:
         draws = self._draws[0][:SHOWN]
-        return [in_8_bits(clip.frames) for clip in islice(read_clips(self.videos, draws, self.timing), SHOWN)]
+        clips = islice(read_clips(self.videos, draws, self.timing), SHOWN)
+        return [shrunk(in_8_bits(clip.frames), SHOWN_SIDE) for clip in clips]
 
     def description(self) -> dict[str, Any]:
         return {
@@ -87,6 +96,7 @@ class DrawnVideos:
             "split": self.videos.split,
             "videos": len(self.videos.lengths),
             "skipped": self.videos.skipped,
+            "too_short": self._too_short,
             "digest": self.videos.digest,
             **self.videos.facts,
         }
@@ -104,26 +114,31 @@ class StoredReference:
     protocol: Protocol
     networks: Mapping[str, str]  # name -> identity of the weights
     about: Mapping[str, Any]
+    digest: str  # of the features' file
 
     @staticmethod
-    def is_at(folder: Path) -> bool:
+    def is_at(folder: str | Path) -> bool:
         """Whether a stored reference lies there."""
-        return (folder / "reference.json").is_file()
+        return (Path(folder).expanduser() / "reference.json").is_file()
 
     @classmethod
-    def open(cls, folder: Path) -> StoredReference:
+    def open(cls, folder: str | Path) -> StoredReference:
         """Read what it is.
 
         Raises:
             InputError: its files are damaged, or of another version.
         """
+        folder = Path(folder).expanduser()
         path = folder / "reference.json"
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            assert found["form"] == _FORM
-            return cls(folder, Protocol(**found["protocol"]), found["networks"], found["about"])
-        except (OSError, ValueError, KeyError, TypeError, AssertionError) as error:
-            raise InputError(f"{path} is no stored reference of this version: {error!r}; write it anew") from error
+            protocol = Protocol(**found["protocol"])
+            kept = cls(folder, protocol, found["networks"], found["about"], found["features"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is no stored reference: {reason_of(error)}; write it anew") from error
+        if found.get("form") != _FORM:
+            raise InputError(f"{path} is a stored reference of another version; write it anew")
+        return kept
 
     def check(self, protocol: Protocol, networks: Mapping[str, str]) -> None:
         """Raise `InputError` if its features do not follow from this protocol and these networks."""
@@ -154,31 +169,41 @@ class StoredReference:
         return dict(self.about)
 
     def _tensors(self) -> dict[str, NDArray]:
-        return _stored_tensors(self.folder / "reference.safetensors")
+        return _stored_tensors(self.folder / "reference.safetensors", self.digest)
 
 
 @lru_cache(maxsize=1)
-def _stored_tensors(path: Path) -> dict[str, NDArray]:
+def _stored_tensors(path: Path, digest: str) -> dict[str, NDArray]:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read ({error}); store the reference anew") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason_of(error)}); store the reference anew") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise InputError(f"{path} does not belong to the reference.json beside it; store the reference anew")
+    return load(content)
 
 
 def store_reference(side: DrawnVideos, folder: Path) -> None:
-    """Measure all draws and write them with what they follow from; the files appear whole, the JSON last."""
+    """Measure all draws and write them with what they follow from; the files appear whole, the JSON last.
+
+    All processes measure, one writes.
+    """
     tensors = {
         f"{repeat}.{kind}": np.ascontiguousarray(rows)
         for repeat in range(side.protocol.repeats)
         for kind, rows in side.features(repeat, side.count(repeat)).items()
     }
+    if not this_process().is_main_process:
+        return
     tensors["shown"] = np.stack(side.shown())
-    write_bytes(folder / "reference.safetensors", save(tensors))
+    content = save(tensors)
+    write_bytes(folder / "reference.safetensors", content)
     about = {
         "form": _FORM,
         "protocol": asdict(side.protocol),
         "networks": side.extractor.identities(),
         "about": side.description(),
+        "features": hashlib.sha256(content).hexdigest(),
         "clips": [side.count(repeat) for repeat in range(side.protocol.repeats)],
         "versions": {"vqvdm": vqvdm.__version__},
     }

@@ -7,6 +7,7 @@ A source is a set of videos; the protocol says which clips of them are taken. Ar
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from vqvdm.errors import InputError
 from vqvdm.metrics.protocol import Draw
 from vqvdm.video import to_video
 
+_SAMPLED = 1 << 16  # bytes of either end of a file by which it is known
 _READERS = 2  # videos decoded at a time, while the networks compute
 
 Frames = NDArray[np.uint8] | NDArray[np.float32]
@@ -95,7 +97,8 @@ def open_videos(
         layout: of a folder.
         split: of a data set that has splits; of another one all is taken,
         held_out: unless what training sets apart shall count as its test split.
-        size: frames of files are resized, antialiased, to this short side and cut to a square, as for training.
+        size: frames of files are resized, antialiased, to this short side and cut to a square, as for training; those
+            of arrays must have it.
         timing: the clips that a built-in world renders, which must be known beforehand.
 
     Raises:
@@ -107,7 +110,7 @@ def open_videos(
     from vqvdm.evaluation.arrays import SUFFIXES, ArrayVideos
 
     if path.is_file() and path.suffix.lower() in SUFFIXES:
-        return ArrayVideos(path)
+        return ArrayVideos(path, size)
     return FileVideos(path, layout, split, size, held_out)
 
 
@@ -120,7 +123,7 @@ class _Video:
     first: int
     times: NDArray[np.float64]
     rate: float
-    stamp: tuple[int, int]
+    group: str  # videos cut from one source have one
 
 
 class FileVideos:
@@ -133,7 +136,8 @@ class FileVideos:
         listing = find_videos(path, layout, 0 if split == "all" else 1)
         self.split = split if held_out or not listing.held_out else "all"
         samples = listing.samples if self.split == "all" else listing.of_split(split)  # pyrefly: ignore
-        samples = sorted({sample.path: sample for sample in samples}.values(), key=lambda sample: sample.path)
+        different = {(sample.path, sample.start, sample.end): sample for sample in samples}  # lists may name one twice
+        samples = sorted(different.values(), key=lambda sample: (sample.path, sample.start or 0.0))
         if not samples:
             raise InputError(f"{path}: no video is in the {split} split ({listing.split_source})")
         index = build_index(listing.root, [sample.path for sample in samples])
@@ -148,10 +152,11 @@ class FileVideos:
             timed = restated(entry.info, sample)
             times = timed.frame_times()
             first, end = stretch(sample, times)
-            self._videos.append(_Video(sample.path, entry.info, first, times[first:end], timed.fps, entry.stamp))
+            self._videos.append(_Video(sample.path, entry.info, first, times[first:end], timed.fps, sample.group))
         if not self._videos:
             raise InputError(f"{path}: none of the {len(samples)} videos can be read (first: {self.skipped[0]})")
         self.lengths = np.array([len(video.times) for video in self._videos], np.int64)
+        self.groups = [video.group for video in self._videos]
 
     def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
         return np.array([timing.starts(video.times, video.rate) for video in self._videos], np.int64)
@@ -168,8 +173,22 @@ class FileVideos:
 
     @cached_property
     def digest(self) -> str:
-        facts = [(video.path, video.stamp, video.first, len(video.times), video.rate) for video in self._videos]
-        return hashlib.sha256(repr((facts, self.size)).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(repr(self.size).encode())
+        for video in self._videos:
+            digest.update(repr((video.path, video.first, len(video.times), video.rate)).encode())
+            path = self.root / video.path
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                digest.update(_ends_of(file))
+        return digest.hexdigest()[:16]
+
+
+def _ends_of(file: Path) -> bytes:
+    """Name, size, beginning and end of a file: what changes whenever a video or a picture is written anew."""
+    with file.open("rb") as opened:
+        begin = opened.read(_SAMPLED)
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(size - _SAMPLED, 0))
+        return b"".join((file.name.encode(errors="surrogateescape"), str(size).encode(), begin, opened.read()))
 
 
 class WorldVideos:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from vqvdm.errors import InputError
 from vqvdm.metrics.distances import frechet_distance
 
-SIDE = 32  # clips are averaged down to about this height: motion, not detail
+SIDE = 32  # pixels to which the shorter side is averaged down, about: motion, not detail
 LEAST_FRAMES = 5
 _LAGS = (1, 2, 4)
 _DIRECTIONS = 8
@@ -42,10 +42,12 @@ def motion_features(clip: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np
         how much of the frame changes.
 
     Raises:
-        InputError: fewer than 5 frames.
+        InputError: fewer than 5 frames, or frames of a single row or column.
     """
     if len(clip) < LEAST_FRAMES:
         raise InputError(f"motion is measured over at least {LEAST_FRAMES} frames, not {len(clip)}")
+    if min(clip.shape[1:3]) < 2:
+        raise InputError(f"motion needs frames of at least 2x2 pixels, not {clip.shape[2]}x{clip.shape[1]}")
     gray = _small(clip)  # (t, h, w)
     changes = [np.abs(gray[lag:] - gray[:-lag]).mean() for lag in _LAGS]
     step = np.diff(gray, axis=0)  # (t-1, h, w)
@@ -79,7 +81,7 @@ def motion_distance(real: ArrayLike, fake: ArrayLike) -> float:
 def _small(clip: NDArray) -> NDArray[np.float64]:
     """Luminance in 0..1, averaged over whole blocks of pixels. (t, h, w)"""
     gray = clip.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255
-    block = max(1, round(gray.shape[1] / SIDE))
+    block = max(1, round(min(gray.shape[1:]) / SIDE))
     t, h, w = len(gray), gray.shape[1] // block, gray.shape[2] // block
     return gray[:, : h * block, : w * block].reshape(t, h, block, w, block).mean(axis=(2, 4))
 

@@ -6,6 +6,7 @@ each field can be set by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -38,11 +39,11 @@ class Protocol:
         order: "random", or the first ones in the order of their names ("sorted").
         split: of the reference, where it has splits.
         size: frames of files are first resized, antialiased, to this short side and cut to a square, as for training;
-            arrays and what a model makes are left as they are.
+            arrays must have it.
         resize: how frames become 224x224.
         fit: resize both sides ("direct"), or the shorter one and cut out the middle ("crop").
         side: resize to this many pixels first, as MAGVIT's script does; None leaves it out.
-        quantise: how generated floats become 8 bits: "round", "truncate", or "none".
+        quantise: how floats, as of arrays and of what is generated, become 8 bits: "round", "truncate", or "none".
         epsilon: of I3D's batch norm; VideoGPT's code and its descendants have 1e-5.
         ddof: the covariance is divided by n - ddof.
         splits: parts that an inception score is the mean of; with more of them it is lower.
@@ -71,14 +72,15 @@ class Protocol:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        leasts = {"clips": 2, "frames": LEAST_FRAMES} | dict.fromkeys(("repeats", "stride", "fake_stride", "splits"), 1)
+        leasts = {"clips": 2, "frames": LEAST_FRAMES, "seed": 0}
+        leasts |= dict.fromkeys(("repeats", "stride", "fake_stride", "splits"), 1)
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise InputError(f"protocol: {name} must be at least {least}, not {getattr(self, name)}")
         for name in ("size", "side"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"protocol: {name} must be at least 1, not {getattr(self, name)}")
-        if self.fps is not None and not self.fps > 0:
+        if self.fps is not None and not 0 < self.fps < math.inf:
             raise InputError(f"protocol: fps must be above 0, not {self.fps}")
         if self.epsilon <= 0:
             raise InputError(f"protocol: epsilon must be above 0, not {self.epsilon}")

@@ -30,14 +30,19 @@ from vqvdm.evaluation.sources import Videos, open_videos
 from vqvdm.files import check_writable, write_text
 from vqvdm.generation import make_orders
 from vqvdm.loading import load_pipeline, load_tokenizer, pick_device
+from vqvdm.metrics.c3d import FRAMES as C3D_FRAMES
 from vqvdm.metrics.protocol import Protocol, preset
 from vqvdm.metrics.resize import Convention
+from vqvdm.perceptual import ALEXNET, SMALLEST_SIDE
+from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processes import this_process
 from vqvdm.verbs.reconstruct import trained_on
 from vqvdm.weights.c3d import load_c3d
 from vqvdm.weights.folder import FILES, weights_file, weights_folder
 from vqvdm.weights.i3d import load_i3d
 from vqvdm.weights.lpips import load_lpips
+
+LPIPS_LEAST = SMALLEST_SIDE[ALEXNET]
 
 
 @Parameter(name="*")
@@ -46,7 +51,8 @@ class Options:
     """How to measure.
 
     Attributes:
-        protocol: vqvdm, google, tats, stylegan-v or latte; the options below change single fields of it.
+        protocol: vqvdm, google, tats, stylegan-v or latte; the options below change single fields of it. By default
+            vqvdm, or that of a stored reference.
         clips: of each side; fewer than that are refused. By default the protocol's number (2048), or all there are.
         repeats: draws, of which mean and deviation are given.
         frames: of a clip.
@@ -70,7 +76,7 @@ class Options:
         device: cpu, cuda, mps or auto.
     """
 
-    protocol: str = "vqvdm"
+    protocol: str | None = None
     clips: int | None = None
     repeats: int | None = None
     frames: int | None = None
@@ -96,22 +102,28 @@ class Options:
     def __post_init__(self) -> None:
         check_at_least_one(batch=self.batch, clips=self.clips)
 
-    def stated(self, reference: str | None = None, **defaults: Any) -> Protocol:
-        """The protocol: a stored reference's own unless one is named, then `defaults`, then what was given.
+    def stated(self, reference: str | None = None, **model: Any) -> Protocol:
+        """The protocol: the named one, else that of a stored reference; as the model asks; then what was given.
 
-        Of a stored reference the defaults change nothing but the size, in which a model cannot follow it.
+        Args:
+            reference: may be a stored one.
+            model: fields that the model decides where the named protocol does not differ from the standard in them.
         """
-        chosen = preset(self.protocol)
-        if reference is not None and self.protocol == "vqvdm" and StoredReference.is_at(Path(reference)):
-            chosen = StoredReference.open(Path(reference)).protocol
-            defaults = {name: value for name, value in defaults.items() if name == "size"}
-        fields_of_it = {field.name for field in fields(Protocol)}
-        given = {name: value for name, value in vars(self).items() if name in fields_of_it and name != "clips"}
+        chosen = preset(self.protocol or "vqvdm")
+        if self.protocol is None and reference is not None and StoredReference.is_at(reference):
+            chosen = StoredReference.open(reference).protocol
+        else:
+            model = {name: value for name, value in model.items() if getattr(chosen, name) == getattr(ORDINARY, name)}
+        if self.fps is not None and self.stride is not None:
+            raise InputError(f"--fps {self.fps:g} and --stride {self.stride} are two ways to say one thing; give one")
         if self.fps is not None or self.stride is not None:
-            defaults = {name: value for name, value in defaults.items() if name not in ("fps", "stride")}
-        return chosen.changed(**defaults).changed(**given)
+            model = {name: value for name, value in model.items() if name not in ("fps", "stride")}
+        names = {field.name for field in fields(Protocol)} - {"name", "clips"}
+        given = {name: value for name, value in vars(self).items() if name in names}
+        return chosen.changed(**model).changed(**given)
 
 
+ORDINARY = Protocol()
 STANDARD = Options()
 
 
@@ -163,32 +175,47 @@ def samples(
         scheduler: dpm++, unipc, euler, heun, ddim or ddpm, as far as it fits the model's noise.
         dtype: in which the model computes; what measures is always float32.
     """
+    check_report(report)
+    check_at_least_one(steps=steps)
     pipeline = load_pipeline(model, _device(options), {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
     if scheduler is not None:
         pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
-    trained, config = trained_on(Path(model)), pipeline.config
-    # A world's clips each have a rate of their own, the model's have one: the world follows.
-    rate = trained.fps or (config["fps"] if reference in WORLDS else None)
-    protocol = options.stated(
-        reference, frames=config["num_frames"], fps=rate, stride=trained.stride, size=config["height"]
-    )
-    timing = ClipTiming(protocol.frames)
-    kinds = len(make_orders(pipeline, classes, 1, protocol.seed))
-    orders = make_orders(
-        pipeline, classes, math.ceil(protocol.changed(clips=options.clips).clips / kinds), protocol.seed
-    )
+    protocol = options.stated(reference, **_made_as(model, pipeline, reference))
+    config, size = pipeline.config, options.size
     arguments = {
         "num_frames": protocol.frames,
-        "height": protocol.size,
-        "width": protocol.size,
+        "height": size or config["height"],
+        "width": size or config["width"],
         "fps": protocol.fps,
         "num_inference_steps": steps,
         "guidance_scale": guidance,
     }
+    if arguments["height"] != arguments["width"]:
+        raise InputError(
+            f"{model} makes {arguments['width']}x{arguments['height']}, and a reference is cut to squares: give --size"
+        )
+    pipeline.latent_shape(protocol.frames, arguments["height"], arguments["width"])
+    wanted = (options.clips or protocol.clips) * protocol.repeats  # each draw is generated anew
+    kinds = len(make_orders(pipeline, classes, 1, protocol.seed))
+    orders = make_orders(pipeline, classes, math.ceil(wanted / kinds), protocol.seed)
+    orders = sorted(orders, key=lambda order: order.number)[:wanted]  # classes by turns: equally often in any number
     _score(
         lambda extractor: GeneratedVideos(model, pipeline, orders, arguments, extractor.batch),
-        timing, reference, protocol, options, report,
+        ClipTiming(protocol.frames), reference, protocol, options, report,
     )  # fmt: skip
+
+
+def _made_as(model: str, pipeline: VQVDMPipeline, reference: str) -> dict[str, Any]:
+    """The protocol's fields by which real clips are cut as those were that the model learnt from."""
+    config = pipeline.config
+    made = {"frames": config["num_frames"], "size": config["height"]}
+    trained = trained_on(Path(model))
+    if reference not in WORLDS and trained.fps is None and trained.stride > 1:
+        return made | {"stride": trained.stride}
+    # A world's clips each have a rate of their own, the model's have one: the world follows. A model whose recipe is
+    # not there is taken at its word.
+    unknown = not Path(model).is_dir()
+    return made | {"fps": trained.fps or (config["fps"] if unknown or reference in WORLDS else None)}
 
 
 def reconstructions(
@@ -205,13 +232,18 @@ def reconstructions(
         report: as in `vqvdm evaluate files`.
         lpips: measure LPIPS with VGG16 and AlexNet, which takes longer than all else.
     """
+    check_report(report)
     tokenizer = load_tokenizer(model, _device(options))
     trained = trained_on(Path(model))
-    options = replace(options, split=options.split or "test")
-    protocol = options.stated(frames=trained.frames, fps=trained.fps, stride=trained.stride, size=trained.size)
-    protocol = replace(protocol, fake_stride=protocol.stride)
+    timed: dict[str, Any] = {"fps": trained.fps} if path in WORLDS else {"fps": trained.fps, "stride": trained.stride}
+    protocol = options.stated(frames=trained.frames, size=trained.size, split="test", **timed)
+    protocol = protocol.changed(fake_stride=protocol.stride)
+    options = replace(options, split=protocol.split)  # what training holds out counts
     timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
-    tokenizer.latent_shape(protocol.frames, protocol.size or 0, protocol.size or 0)
+    size = protocol.size or 0
+    tokenizer.latent_shape(protocol.frames, size, size)
+    if lpips and size < LPIPS_LEAST:
+        raise InputError(f"LPIPS needs frames of at least {LPIPS_LEAST} pixels a side, not {size}; add --no-lpips")
     networks = {name: _network(f"lpips-{name}", partial(load_lpips, name)) for name in ("vgg", "alex")} if lpips else {}
     quality = Quality(networks, _device(options))
 
@@ -231,7 +263,10 @@ def reference(path: str, out: Path, *, options: Options = STANDARD) -> None:
     check_writable(out)
     protocol = options.stated().changed(clips=options.clips)
     extractor = _extractor(protocol, options)
-    side = _drawn(path, protocol, options, extractor)
+    with this_process().main_process_first():
+        side = _drawn(path, protocol, options, extractor)
+    if options.clips is not None and side.count(0) < options.clips:
+        raise InputError(f"{path}: {options.clips} clips were asked for, and {side.count(0)} are there")
     store_reference(side, out)
     if this_process().is_main_process:
         print(f"{side.count(0)} clips of {path} in {out}: {side.protocol.line()}")
@@ -248,31 +283,27 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
         path: a folder of videos in any layout, a manifest, an array file, toy, or toy-clouds.
         report: JSON file with the reports of all rows.
     """
-    if report is not None:
-        check_writable(report.parent)
+    check_report(report)
     protocol = options.stated().changed(clips=options.clips)
+    protocol = protocol.changed(fake_stride=protocol.stride)
     timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
-    protocol = replace(protocol, fake_stride=protocol.stride)
     extractor = _extractor(protocol, options)
     with this_process().main_process_first():
         videos = _open(path, protocol, options, timing)
-        splits = [
-            _open(path, replace(protocol, split=split), options, timing, held_out=True) for split in ("train", "test")
-        ]
+        parted = [replace(protocol, split=split) for split in ("train", "test")]
+        splits = [_open(path, part, options, timing, held_out=True) for part in parted]
     pairs: dict[str, tuple[Videos, Videos]] = {
         "one half against the other": (HalfOfVideos(videos, 0), HalfOfVideos(videos, 1))
     }
-    if splits[0].digest != splits[1].digest:
+    if splits[0].digest != splits[1].digest and all((part.starts(timing) > 0).sum() > 1 for part in splits):
         pairs["training split against test split"] = (splits[0], splits[1])
     pairs |= {damage: (videos, DamagedVideos(videos, damage)) for damage in DAMAGES}
-    reports = {}
-    for name, sides in pairs.items():
-        real, fake = (DrawnVideos(side, protocol, timing, extractor) for side in sides)
-        reports[name] = score(fake, real, protocol).report
+    drawn = {name: [DrawnVideos(side, protocol, timing, extractor) for side in sides] for name, sides in pairs.items()}
+    reports = {name: score(fake, real, protocol).report for name, (real, fake) in drawn.items()}
     if this_process().is_main_process:
+        print(rows_of(reports))
         if report is not None:
             write_text(report, json.dumps(reports, indent=1) + "\n")
-        print(rows_of(reports))
     this_process().destroy_process_group()
 
 
@@ -307,26 +338,34 @@ def _score(
     options: Options,
     report: Path | None,
 ) -> None:
-    """Measure both sides, in all processes together; the first one writes and prints."""
-    if report is not None:
-        check_writable(report.parent)
+    """Measure both sides, in all processes together; the first one prints and writes."""
+    check_report(report)
     extractor = _extractor(protocol, options)
     protocol = protocol.changed(clips=options.clips)
     processes = this_process()
     with processes.main_process_first():  # one makes the index of a folder, the others find it
         fake = DrawnVideos(open_fake(extractor), protocol, timing, extractor)
         real: Side
-        if StoredReference.is_at(Path(reference)):
-            real = StoredReference.open(Path(reference))
+        if StoredReference.is_at(reference):
+            real = StoredReference.open(reference)
             real.check(protocol, extractor.identities())
         else:
             real = _drawn(reference, protocol, options, extractor)
     found = score(fake, real, protocol, asked=options.clips)
     if processes.is_main_process:
+        print(as_text(found.report))
         if report is not None:
             write_report(report, found, real.shown(), fake.shown())
-        print(as_text(found.report))
     processes.destroy_process_group()
+
+
+def check_report(report: Path | None) -> None:
+    """Raise `InputError` if a report could not be written there; asked before hours of work."""
+    if report is None:
+        return
+    if report.suffix != ".json" or report.is_dir():
+        raise InputError(f"--report {report}: must name a file that ends in .json; Markdown and pictures go beside it")
+    check_writable(report.parent)
 
 
 def _drawn(path: str, protocol: Protocol, options: Options, extractor: Extractor) -> DrawnVideos:
@@ -353,7 +392,8 @@ def _device(options: Options) -> str:
 
 
 def _extractor(protocol: Protocol, options: Options) -> Extractor:
-    classifier = _network("c3d", load_c3d) if (weights_folder() / FILES["c3d"]).is_file() else None
+    scored = protocol.frames == C3D_FRAMES and (weights_folder() / FILES["c3d"]).is_file()
+    classifier = _network("c3d", load_c3d) if scored else None
     i3d = _network("i3d", partial(load_i3d, protocol.epsilon))
     return Extractor(i3d, classifier, _device(options), options.batch)
 

@@ -124,7 +124,7 @@ def trained_on(model: Path) -> DataRecipe:
             return Recipe.load(folder / "recipe.yaml").data
     if (model / "model_index.json").is_file():
         config: dict[str, Any] = json.loads((model / "model_index.json").read_text())
-        return DataRecipe(frames=config["num_frames"], size=config["height"])
+        return DataRecipe(frames=config["num_frames"], size=config["height"], fps=config["fps"])
     return DataRecipe()
 
 
