@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.resources import files
@@ -12,7 +13,7 @@ from typing import Any, Literal
 from vqvdm.errors import InputError
 from vqvdm.evaluation.report import cell, figure_text, table
 from vqvdm.evaluation.scores import LABELS
-from vqvdm.metrics.protocol import PRESETS
+from vqvdm.metrics.protocol import FEW, PRESETS
 
 Dataset = Literal["ucf101", "sky", "ucf101-reconstruction"]
 _FIGURES = ("is", "fvd", "kvd", "rfvd")
@@ -74,8 +75,16 @@ def rows_of(reports: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     text = table(["", "clips", *(LABELS[name] for name in names)], rows)
     line = next(iter(reports.values()))["protocol"]["line"].partition(", real ")[0]
-    warnings = dict.fromkeys(warning for report in reports.values() for warning in report["warnings"])
-    return "\n\n".join([text, f"Protocol: {line}", *warnings])
+    line = re.sub(r" clips \d+,", "", line)  # each row has its own
+    sides = {name: side["skipped"] for report in reports.values() for name, side in _sides(report)}
+    notes = [f"{name}: {skipped} videos cannot be read" for name, skipped in sides.items() if skipped]
+    if min(report["counts"]["fake"] for report in reports.values()) < FEW:
+        notes.append(f"FVD of fewer than {FEW} clips compares with nothing but FVD of as many; KVD has no such bias.")
+    return "\n\n".join([text, f"Protocol: {line}", *notes])
+
+
+def _sides(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    return [(report[side]["name"], report[side]) for side in ("real", "fake")]
 
 
 def differences(reports: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Any]]:

@@ -277,14 +277,15 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
     """Show what the figures mean on a data set: its two halves against each other, its training split against its test
     split, and its clips against damaged copies of them.
 
-    A model's figures are worth reading between these: near the halves it is as good as real clips in this number.
+    A model's figures are worth reading between these: near the halves it is as good as real clips in this number. Of
+    each side there are at most `--clips`.
 
     Args:
         path: a folder of videos in any layout, a manifest, an array file, toy, or toy-clouds.
         report: JSON file with the reports of all rows.
     """
     check_report(report)
-    protocol = options.stated().changed(clips=options.clips)
+    protocol = options.stated(split="all").changed(clips=options.clips)
     protocol = protocol.changed(fake_stride=protocol.stride)
     timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
     extractor = _extractor(protocol, options)
