@@ -40,7 +40,7 @@ def ssim(real: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.float64
         raise InputError(f"SSIM needs frames of at least {SSIM_LEAST_SIDE} pixels a side, not {real.shape[1:3]}")
     from torchmetrics.functional.image import structural_similarity_index_measure  # takes a second to import
 
-    x, y = (torch.from_numpy(np.array(video)).permute(0, 3, 1, 2).double() for video in (made, real))  # (t, 3, h, w)
+    x, y = (torch.from_numpy(np.array(video)).permute(0, 3, 1, 2).float() for video in (made, real))  # (t, 3, h, w)
     found = structural_similarity_index_measure(x, y, data_range=255.0, reduction="none")
     assert isinstance(found, torch.Tensor)
     return found.reshape(-1).numpy()
