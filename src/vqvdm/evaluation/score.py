@@ -71,7 +71,7 @@ def _report(
     return {
         "metrics": {name: figure.plain(name) for name, figure in figures.items()},
         **rest,
-        "protocol": {**asdict(stated), "line": f"{stated.line()}, real {counts['real']}, fake {counts['fake']}"},
+        "protocol": {**asdict(stated), "line": _line(stated, counts, fake)},
         "counts": counts,
         **{
             side: {**description, "skipped": len(description["skipped"]), "skipped_videos": description["skipped"]}
@@ -81,6 +81,14 @@ def _report(
         "warnings": [*warnings_of(counts), *(line for side in sides.values() for line in _skipping(side))],
         "versions": {"vqvdm": vqvdm.__version__, "torch": torch.__version__, "numpy": np.__version__},
     }
+
+
+def _line(protocol: Protocol, counts: Mapping[str, int], fake: DrawnVideos) -> str:
+    """All that a figure depends on, for beside it."""
+    networks = [f"{name} {identity}" for name, identity in fake.extractor.identities().items()]
+    made = [f"{name} {value}" for name, value in fake.videos.facts.items()]
+    sides = [f"real {counts['real']}", f"fake {counts['fake']}"]
+    return ", ".join([protocol.line(), *sides, *networks, *made, f"vqvdm {vqvdm.__version__}"])
 
 
 def _skipping(side: Mapping[str, Any]) -> list[str]:
