@@ -52,6 +52,7 @@ evaluate.command("vqvdm.verbs.evaluate:reconstructions", name="reconstructions",
 evaluate.command("vqvdm.verbs.evaluate:reference", name="reference", help="Store a reference's features.", sort_key=3)
 evaluate.command("vqvdm.verbs.evaluate:calibrate", name="calibrate", help="What figures mean here.", sort_key=4)
 evaluate.command("vqvdm.verbs.evaluate:compare", name="compare", help="Reports side by side.", sort_key=5)
+app.command("vqvdm.benchmark.run:main", name="benchmark", help="How fast each stage is here.", sort_key=8)
 app.command(recipe)
 recipe.command("vqvdm.verbs.show:show", name="show", help="Print a recipe with all its numbers.")
 recipe.command("vqvdm.verbs.show:names", name="list", help="Print the packaged recipes.")

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
-import subprocess
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
 
 from vqvdm import __version__
 from vqvdm.demo.clips import Generated, Unseen
 from vqvdm.judge import CLASSES, Judgement, accuracy, displacement, displacement_ratio
+from vqvdm.machine import commit, machine
 from vqvdm.recipe import Recipe
 
 
@@ -67,8 +64,8 @@ def make_report(
         "sampling_steps": recipe.sampling.steps,
         "guidance_scale": recipe.sampling.guidance_scale,
         "version": __version__,
-        "commit": _commit(),
-        "machine": _machine(),
+        "commit": commit(),
+        "machine": machine(),
     }
 
 
@@ -105,40 +102,3 @@ def _parameters(folder: Path) -> int:
         with safe_open(path, "numpy") as file:
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return total
-
-
-def _commit() -> str | None:
-    """The commit of this code, "-dirty" if files differ; None outside a git checkout of it."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", here.name], check=True, capture_output=True)
-        done = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--exclude=*"], check=True, capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def _machine() -> dict[str, Any]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if platform.system() == "Linux" else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": device,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()

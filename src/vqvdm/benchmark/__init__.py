@@ -1,0 +1,1 @@
+"""How fast each stage is, beside what the machine could do at best, measured in one run."""

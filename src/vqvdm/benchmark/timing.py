@@ -1,0 +1,82 @@
+"""Times of several things, taken by turns, so that a machine whose speed drifts treats all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each repetition of one thing."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles, over the median."""
+        low, high = np.quantile(self.seconds, [0.25, 0.75])
+        return float((high - low) / self.median)
+
+
+def alternate(
+    cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, progress: bool = True
+) -> dict[str, Timing]:
+    """Run each case once to warm up, then all of them in turn, `rounds` times.
+
+    Args:
+        cases: by name; what they return is thrown away.
+        rounds: repetitions that count, at least 1.
+        device: waited for before and after each.
+        progress: show a bar.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    with tqdm(total=len(cases) * (rounds + 1), desc="benchmark", unit="run", disable=not progress) as bar:
+        for number in range(rounds + 1):
+            for name, run in cases.items():
+                bar.set_postfix_str(name)
+                seconds = timed(run, device)
+                if number > 0:
+                    taken[name].append(seconds)
+                bar.update(1)
+    return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one run, until the device has done it."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def ratios(above: Timing, below: Timing) -> Timing:
+    """Ratio of two cases, round by round: what drifts from round to round falls out."""
+    return Timing(tuple(a / b for a, b in zip(above.seconds, below.seconds, strict=True)))
+
+
+def fractions(work: float, timing: Timing, ceiling: Sequence[float]) -> Timing:
+    """Share of the ceiling, round by round.
+
+    Args:
+        work: of one run, in the ceiling's unit times seconds: FLOPs for FLOPs a second.
+        ceiling: reached in each round.
+    """
+    return Timing(tuple(work / s / best for s, best in zip(timing.seconds, ceiling, strict=True)))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

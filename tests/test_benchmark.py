@@ -1,0 +1,76 @@
+"""The benchmark counts rightly, takes turns, and ends in one line of JSON. (How fast anything is, no test asks.)"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import torch
+
+from vqvdm import cli
+from vqvdm.benchmark.stages import Subject, flops_of, matrix_product
+from vqvdm.benchmark.timing import Timing, alternate, fractions, ratios
+from vqvdm.recipe import Recipe
+
+CPU = torch.device("cpu")
+
+
+def test_median_and_spread():
+    timing = Timing((1.0, 2.0, 3.0, 4.0, 5.0))
+    assert (timing.median, timing.spread) == (3.0, 2 / 3)  # quartiles 2 and 4
+    assert ratios(timing, Timing((2.0, 4.0, 6.0, 8.0, 10.0))).seconds == (0.5,) * 5
+    assert fractions(12.0, Timing((2.0, 3.0)), [6.0, 8.0]).seconds == (1.0, 0.5)
+
+
+def test_cases_take_turns_after_one_that_does_not_count():
+    order: list[str] = []
+    found = alternate({name: partial(order.append, name) for name in "ab"}, 3, CPU, progress=False)
+    assert order == list("ab") * 4
+    assert {name: len(timing.seconds) for name, timing in found.items()} == {"a": 3, "b": 3}
+
+
+def test_operations_are_those_of_the_closed_form():
+    assert matrix_product(CPU, torch.float32).flops == 2 * 2048**3
+    x, weight = torch.rand(2, 3, 4, 8, 8), torch.rand(5, 3, 3, 3, 3)
+    convolution = partial(torch.nn.functional.conv3d, x, weight, padding=1)
+    assert flops_of(convolution) == 2 * (2 * 5 * 4 * 8 * 8) * (3 * 27)
+
+
+def test_stages_of_a_recipe_do_what_they_say():
+    subject = Subject(Recipe.load("demo"), CPU, torch.float32)
+    stages = subject.stages()
+    assert stages["encode"].run().shape == (1, *subject.latent_shape)
+    assert stages["decode"].run().shape == (1, 3, 16, 32, 32)
+    assert stages["step"].run().shape == (1, *subject.latent_shape)
+    video = stages["clip"].run()
+    assert (video.shape, video.dtype) == ((1, 16, 3, 32, 32), torch.uint8)
+    assert stages["guided step"].flops == 2 * stages["step"].flops
+    assert stages["clip"].flops == 20 * stages["guided step"].flops + stages["decode"].flops
+    assert subject.parameters()["denoiser"] == sum(p.numel() for p in subject.pipeline.denoiser.parameters())
+
+
+def test_parts_that_need_single_precision_keep_it():
+    subject = Subject(Recipe.load("demo"), CPU, torch.bfloat16)
+    assert subject.pipeline.denoiser.dtype == torch.bfloat16
+    assert {p.dtype for p in subject.tokenizer.encoder.parameters()} == {torch.bfloat16}
+    assert subject.tokenizer.latents_std.dtype == torch.float32
+    assert {b.dtype for b in subject.tokenizer.running_norm.buffers() if b.is_floating_point()} <= {torch.float32}
+
+
+def test_the_command(capsys):
+    arguments = ["benchmark", "--recipe", "demo", "--rounds", "1", "--dtype", "float32"]
+    assert cli.main([*arguments, "--stages", "guided step,decode,clip,help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(lines[-1])
+    for key in ("clip_seconds", "decode_seconds", "guided_step_fraction_of_ceiling", "decode_fraction_of_ceiling"):
+        assert found[key] > 0
+        assert f"{key}_spread" in found
+    assert found["recipe"] == "demo"
+    assert found["parameters"]["denoiser"] > 1e6
+    assert {"machine", "commit", "peak_memory_bytes"} <= found.keys()
+    assert any(line.startswith("decode ") and "clips/s" not in line for line in lines)
+    assert cli.main([*arguments, "--stages", "decoding"]) == 2
+    assert "no stage 'decoding'; did you mean 'decode'" in capsys.readouterr().err
+    assert cli.main([*arguments, "--rounds", "0"]) == 2
+    assert cli.main(["benchmark", "--recipe", "vdm"]) == 2
+    assert "diffuses pixels" in capsys.readouterr().err
