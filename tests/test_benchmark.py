@@ -10,6 +10,7 @@ import torch
 from vqvdm import cli
 from vqvdm.benchmark.stages import Subject, flops_of, matrix_product
 from vqvdm.benchmark.timing import Timing, alternate, fractions, ratios
+from vqvdm.benchmark.training import TRAINING, training_stages
 from vqvdm.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -74,3 +75,17 @@ def test_the_command(capsys):
     assert cli.main([*arguments, "--rounds", "0"]) == 2
     assert cli.main(["benchmark", "--recipe", "vdm"]) == 2
     assert "diffuses pixels" in capsys.readouterr().err
+
+
+def test_training_and_reading_do_what_they_say():
+    recipe = Recipe.load(
+        "demo", ["tokenizer.training.batch=2", "denoiser.training.batch=3", "tokenizer.training.steps=9"]
+    )
+    with training_stages(Subject(recipe, CPU, torch.float32), list(TRAINING)) as stages:
+        assert set(stages) == set(TRAINING)
+        assert [stages[name].clips for name in TRAINING] == [2, 3, 8, 8]
+        for name in ("read clips", "read latents"):
+            stages[name].run()
+        found = stages["train denoiser"].run()
+        assert found["loss"].isfinite()
+        assert stages["train denoiser"].flops > 3 * 3 * 0.9 * Subject(recipe, CPU, torch.float32).stages()["step"].flops

@@ -26,7 +26,7 @@ from vqvdm.demo.run import RATES, STAGES, Clock, main
 from vqvdm.errors import InputError
 from vqvdm.judge import CLASSES
 from vqvdm.recipe import Recipe
-from vqvdm.train.tokenizer import _TokenizerStage
+from vqvdm.train.tokenizer import TokenizerStage
 from vqvdm.video import probe, to_video
 
 # diffusers' DPM-Solver hands a tensor to numpy in a way that numpy 2 is to drop.
@@ -70,14 +70,14 @@ FIGURES = MappingProxyType(
 
 def stop_in_stage_one(patch: pytest.MonkeyPatch) -> None:
     """Ctrl-C during the second update."""
-    update = _TokenizerStage.update
+    update = TokenizerStage.update
 
     def interrupted(self, step, batches):
         if step == 1:
             os.kill(os.getpid(), signal.SIGINT)
         return update(self, step, batches)
 
-    patch.setattr(_TokenizerStage, "update", interrupted)
+    patch.setattr(TokenizerStage, "update", interrupted)
 
 
 def stop_while_sampling(patch: pytest.MonkeyPatch, fps: float) -> None:

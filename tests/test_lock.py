@@ -17,7 +17,7 @@ from vqvdm import lock
 from vqvdm.errors import InputError
 from vqvdm.lock import LOCK, sole_writer
 from vqvdm.train import tokenizer as module
-from vqvdm.train.tokenizer import _TokenizerStage, train_tokenizer
+from vqvdm.train.tokenizer import TokenizerStage, train_tokenizer
 from vqvdm.verbs import encode as verb
 from vqvdm.verbs.encode import encode
 
@@ -83,13 +83,13 @@ def test_an_encoding_holds_the_lock_until_it_ends(tmp_path: Path, monkeypatch: p
 
 
 def test_a_training_holds_the_lock_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    update, seen = _TokenizerStage.update, []
+    update, seen = TokenizerStage.update, []
 
     def watched(self, step, batches):
         seen.append((other(tmp_path).communicate("")[1].strip(), (tmp_path / LOCK).read_text()))
         return update(self, step, batches)
 
-    monkeypatch.setattr(_TokenizerStage, "update", watched)
+    monkeypatch.setattr(TokenizerStage, "update", watched)
     train_tokenizer(tiny_recipe(steps=1), tmp_path)
     assert seen[0][0] == "held"
     assert seen[0][1].startswith(f"{os.getpid()} on ")

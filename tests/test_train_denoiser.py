@@ -19,7 +19,7 @@ from vqvdm.recipe import LatentsRecipe, Recipe, SamplingRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train import denoiser as module
 from vqvdm.train.checkpoint import latest_checkpoint
-from vqvdm.train.denoiser import _DenoiserStage, train_denoiser
+from vqvdm.train.denoiser import DenoiserStage, train_denoiser
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch
 
@@ -31,11 +31,11 @@ def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "open_dataset", open_tiny)
 
 
-def pixel_stage(tmp_path: Path, model: dict | None = None, dropout: float = 0.5, **training) -> _DenoiserStage:
+def pixel_stage(tmp_path: Path, model: dict | None = None, dropout: float = 0.5, **training) -> DenoiserStage:
     recipe = replace(tiny_recipe(**training), tokenizer=None)
     part = replace(recipe.denoiser, model={**DENOISER, **(model or {})}, class_dropout=dropout)
     recipe = replace(recipe, denoiser=part, sampling=SamplingRecipe(steps=2, guidance_scale=2.0 if dropout else 1.0))
-    return _DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
+    return DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
 
 
 def batch_of(numbers: range, size: int | None = None) -> Batch:

@@ -29,7 +29,7 @@ from vqvdm.train.tokenizer import train_tokenizer
 # diffusers' schedulers give tensors to numpy in a way that numpy deprecates
 
 TRAIN: dict[str, Callable[[Recipe, Path], Path]] = {"tokenizer": train_tokenizer, "denoiser": train_denoiser}
-STAGES = {"tokenizer": tokenizer._TokenizerStage, "denoiser": denoiser._DenoiserStage}
+STAGES = {"tokenizer": tokenizer.TokenizerStage, "denoiser": denoiser.DenoiserStage}
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 
 

@@ -21,7 +21,7 @@ from vqvdm.train.adversarial import Critics, critic_terms, tokenizer_terms
 from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch, Order
-from vqvdm.train.tokenizer import _TokenizerStage, latent_statistics, psnr, spread, train_tokenizer
+from vqvdm.train.tokenizer import TokenizerStage, latent_statistics, psnr, spread, train_tokenizer
 from vqvdm.video import probe
 
 
@@ -30,10 +30,10 @@ def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "open_dataset", open_tiny)
 
 
-def make_stage(tmp_path: Path, adversarial: AdversarialRecipe = ADVERSARIAL, **training) -> _TokenizerStage:
+def make_stage(tmp_path: Path, adversarial: AdversarialRecipe = ADVERSARIAL, **training) -> TokenizerStage:
     recipe = tiny_recipe(adversarial, **training)
     assert recipe.tokenizer is not None
-    return _TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), TinyClips())
+    return TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), TinyClips())
 
 
 def batch_of(step: int, batch: int = 2) -> Batch:
@@ -131,7 +131,7 @@ def test_two_micro_batches_have_the_gradient_of_one_whole_batch(tmp_path: Path) 
     model = {**TOKENIZER, "quantizer": "none"}
     recipe = replace(recipe, tokenizer=replace(recipe.tokenizer, model=model))
     whole, halves = (
-        _TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), TinyClips()) for _ in range(2)
+        TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), TinyClips()) for _ in range(2)
     )
     for stage in (whole, halves):
         stage.tokenizer.running_norm.eval()
@@ -153,7 +153,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(tmp_path: Path, monkeypatch: 
         l1=2.0, l2=3.0, quantizer=5.0, perceptual=7.0, adversarial=replace(ADVERSARIAL, adaptive=False)
     )
     recipe = replace(recipe, tokenizer=replace(recipe.tokenizer, loss=terms))
-    stage = _TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), TinyClips())
+    stage = TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), TinyClips())
     figures = {name: float(value) for name, value in stage.update(2, [batch_of(2)]).items()}
     l2 = 4 / 10 ** (figures["psnr"] / 10)
     expected = 2 * figures["l1"] + 3 * l2 + 5 * figures["quantizer"] + 7 * figures["perceptual"]

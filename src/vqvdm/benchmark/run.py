@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -19,6 +20,7 @@ from vqvdm.benchmark.stages import (
     start_stages,
 )
 from vqvdm.benchmark.timing import Timing, alternate, fractions
+from vqvdm.benchmark.training import TRAINING, training_stages
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.loading import pick_device
 from vqvdm.machine import commit, machine
@@ -26,14 +28,17 @@ from vqvdm.recipe import Recipe
 from vqvdm.structure import did_you_mean
 from vqvdm.train.optimization import fast_bf16
 
-STAGES = ("step", "guided step", "encode", "decode", "clip", "100 steps", "evaluate", "import", "help")
+STAGES = (
+    "step", "guided step", "encode", "decode", "clip", "100 steps", *TRAINING, "evaluate", "import", "help",
+)  # fmt: skip
+_LONG = ("100 steps", "train tokenizer", "train denoiser")  # only if asked for
 _CEILING, _MEMORY = "matrix product", "copy"
 
 
 def main(
     *overrides: str,
     recipe: str = "paper-ucf101",
-    stages: str = ",".join(name for name in STAGES if name != "100 steps"),
+    stages: str = ",".join(name for name in STAGES if name not in _LONG),
     rounds: int = 5,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     device: str = "auto",
@@ -45,7 +50,8 @@ def main(
     Args:
         overrides: changes of the recipe as key=value.
         recipe: a packaged recipe, a YAML file, or a run folder.
-        stages: which, with commas between: step, guided step, encode, decode, clip, 100 steps, evaluate, import, help.
+        stages: which, with commas between: step, guided step, encode, decode, clip, 100 steps, train tokenizer, train
+            denoiser, read clips, read latents, evaluate, import, help.
         rounds: repetitions of each that count; one more warms up.
         dtype: of both networks; auto is bfloat16 where the processor is fast at it.
         device: cpu, cuda, mps or auto.
@@ -58,21 +64,28 @@ def main(
     settings, place = Recipe.load(recipe, overrides, check_models=True), pick_device(device)
     chosen = _dtype(dtype, place)
     subject = Subject(settings, place, chosen)
-    cases: dict[str, Stage] = subject.stages() | start_stages()
-    if "evaluate" in wanted:
-        cases["evaluate"] = evaluation_stage(place)
-    cases = {name: cases[name] for name in wanted}
+    with ExitStack() as stack:
+        cases: dict[str, Stage] = subject.stages() | start_stages()
+        if "evaluate" in wanted:
+            cases["evaluate"] = evaluation_stage(place)
+        cases |= stack.enter_context(training_stages(subject, [name for name in wanted if name in TRAINING]))
+        _time(subject, {name: cases[name] for name in wanted}, rounds)
+
+
+def _time(subject: Subject, cases: Mapping[str, Stage], rounds: int) -> None:
+    """Take the times and print them."""
+    place = subject.device
     copy, copied = memory_copy(place)
-    ceilings = {f"{_CEILING}, {_name(kind)}": matrix_product(place, kind) for kind in {torch.float32, chosen}}
-    timings = alternate(
-        {name: stage.run for name, stage in (cases | ceilings | {_MEMORY: copy}).items()}, rounds, place
-    )
+    kinds = {stage.dtype for stage in cases.values()} | {torch.float32}
+    ceilings = {f"{_CEILING}, {_name(kind)}": matrix_product(place, kind) for kind in kinds}
+    every = {**cases, **ceilings, _MEMORY: copy}
+    timings = alternate({name: stage.run for name, stage in every.items()}, rounds, place)
     shares = {
         name: fractions(stage.flops, timings[name], _reached(ceilings, timings, stage.dtype))
         for name, stage in cases.items()
         if stage.flops is not None
     }
-    print(_table(cases | ceilings, timings, shares))
+    print(_table({**cases, **ceilings}, timings, shares))
     print(f"{_MEMORY:<28}{copied / timings[_MEMORY].median / 1e9:>10.1f} GB/s read and written")
     print(json.dumps(_summary(subject, timings, shares)))
 

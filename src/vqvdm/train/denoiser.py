@@ -91,7 +91,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
             dataset = open_latents(run, tokenizer)
             _check_data(recipe, dataset)
             _check_size(recipe, tokenizer, dataset)
-    stage = _DenoiserStage(recipe, accelerator, dataset, tokenizer)
+    stage = DenoiserStage(recipe, accelerator, dataset, tokenizer)
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
@@ -153,7 +153,7 @@ def _check_guidance(recipe: Recipe) -> None:
         )
 
 
-class _DenoiserStage:
+class DenoiserStage:
     """Network, optimiser and the update of stage 2."""
 
     name = "denoiser"

@@ -89,7 +89,7 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
     with accelerator.main_process_first():
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         unseen = open_unseen(recipe.data, warn=accelerator.is_main_process)
-    stage = _TokenizerStage(recipe, accelerator, dataset, unseen)
+    stage = TokenizerStage(recipe, accelerator, dataset, unseen)
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
@@ -103,7 +103,7 @@ def open_unseen(data: DataRecipe, warn: bool) -> Dataset[Any] | None:
         return None
 
 
-class _TokenizerStage:
+class TokenizerStage:
     """Networks, optimisers and the update of stage 1."""
 
     name = "tokenizer"

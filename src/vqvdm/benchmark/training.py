@@ -1,0 +1,148 @@
+"""Stages that train and that read: one update of either network, clips out of video files, latents out of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqvdm.benchmark.stages import Stage, Subject, flops_of
+from vqvdm.data.clips import ClipDataset, ClipTiming
+from vqvdm.data.index import build_index
+from vqvdm.data.listing import Sample
+from vqvdm.latents import LatentCache, write_latents
+from vqvdm.recipe import TrainingRecipe
+from vqvdm.tokenizer import VideoTokenizer
+from vqvdm.train.denoiser import DenoiserStage
+from vqvdm.train.loop import make_accelerator
+from vqvdm.train.optimization import fast_bf16
+from vqvdm.train.order import Order, updates
+from vqvdm.train.tokenizer import TokenizerStage
+from vqvdm.video import Video, write_video
+
+_FILES, _FILE_FRAMES, _FILE_SIZE = 4, 128, (240, 320)  # of the videos that are read, as UCF-101's
+_READ = 8  # clips of one run
+
+
+class RandomItems(Dataset[dict[str, Tensor]]):
+    """A few clips, or latents, of random numbers under the names that training reads."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], classes: int) -> None:
+        self.classes = tuple(f"class {k}" for k in range(classes))
+        self._name, self._item = name, torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
+        return {self._name: self._item, "class_label": torch.tensor(0), "fps": torch.tensor(8.0)}
+
+
+@contextmanager
+def training_stages(subject: Subject, wanted: Sequence[str]) -> Iterator[dict[str, Stage]]:
+    """Those of `TRAINING` that are wanted; their files lie in a temporary folder meanwhile."""
+    with TemporaryDirectory(prefix="vqvdm-benchmark-") as folder:
+        yield {name: TRAINING[name](subject, Path(folder)) for name in wanted}
+
+
+def _tokenizer_update(subject: Subject, folder: Path) -> Stage:
+    recipe = subject.recipe
+    assert recipe.tokenizer is not None
+    training = recipe.tokenizer.training
+    dataset = RandomItems("clip", tuple(subject.clip.shape[1:]), 0)
+    stage = TokenizerStage(recipe, make_accelerator(training, folder), dataset)
+    return _update(subject, stage.update, training, dataset, "one update of the tokenizer")
+
+
+def _denoiser_update(subject: Subject, folder: Path) -> Stage:
+    training = subject.recipe.denoiser.training
+    dataset = RandomItems("latents", subject.latent_shape, subject.pipeline.num_classes)
+    stage = DenoiserStage(subject.recipe, make_accelerator(training, folder), dataset, subject.tokenizer)
+    return _update(subject, stage.update, training, dataset, "one update of the denoiser")
+
+
+def _update(
+    subject: Subject, update: Callable[..., Any], training: TrainingRecipe, dataset: RandomItems, what: str
+) -> Stage:
+    """The last of its training's updates, when all parts of the loss are at work; again and again."""
+    order = Order(training.seed, len(dataset), training.batch, training.accumulate)
+    last = training.steps - 1
+    (batches,) = updates(order, dataset, last, last + 1, 0, subject.device)
+    run = partial(update, last, batches)
+    clips = training.batch * training.accumulate
+    dtype = torch.bfloat16 if training.precision == "bf16" and fast_bf16(subject.device) else torch.float32
+    return Stage(run, f"{what}, {clips} clips", flops_of(run), clips, dtype)
+
+
+def _reading_clips(subject: Subject, folder: Path) -> Stage:
+    """Random windows of videos of 320x240, resized and cropped, in this process."""
+    data = subject.recipe.data
+    needed = max(_FILE_FRAMES, 2 * data.frames * data.stride)
+    for number in range(_FILES):
+        write_video(folder / "videos" / f"{number}.mp4", _moving(number, needed), 25.0)
+    names = sorted(path.name for path in (folder / "videos").iterdir())
+    root, timing = folder / "videos", ClipTiming(data.frames, data.fps, data.stride)
+    index = build_index(root, names, progress=False)
+    dataset = ClipDataset(root, [Sample(name) for name in names], index, (), timing, data.size, training=True)
+    numbers = count()
+
+    def run() -> None:
+        for _ in range(_READ):
+            number = next(numbers)
+            dataset[(number % len(dataset), number)]
+
+    return Stage(run, f"random windows of {data.frames} frames from H.264 of 320x240, one process", clips=_READ)
+
+
+def _reading_latents(subject: Subject, folder: Path) -> Stage:
+    """Entries of a latent cache, in this process."""
+    clips = RandomItems("clip", tuple(subject.clip.shape[1:]), 0)
+    tokenizer = VideoTokenizer.from_config(subject.tokenizer.config)  # in single precision, as clips are
+    write_latents(tokenizer, _First(clips, 2), folder / "latents", progress=False)
+    cache = LatentCache(folder / "latents")
+    run = partial(_take, cache, _READ)
+    return Stage(run, "entries of the latent cache, one process", clips=_READ)
+
+
+class _First(Dataset[dict[str, Tensor]]):
+    """The first items of a data set."""
+
+    def __init__(self, dataset: RandomItems, length: int) -> None:
+        self.dataset, self.length, self.classes = dataset, length, dataset.classes
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
+        return self.dataset[index]
+
+
+def _take(cache: LatentCache, number: int) -> None:
+    for k in range(number):
+        cache[(k % len(cache), k)]
+
+
+def _moving(seed: int, frames: int) -> Video:
+    """A texture that drifts: neither still nor noise, so that it costs the decoder about what films cost."""
+    height, width = _FILE_SIZE
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    texture = coarse.repeat(8, axis=0).repeat(8, axis=1)
+    return np.stack([np.roll(texture, (2 * k, 3 * k), axis=(0, 1)) for k in range(frames)])
+
+
+TRAINING: Mapping[str, Callable[[Subject, Path], Stage]] = {
+    "train tokenizer": _tokenizer_update,
+    "train denoiser": _denoiser_update,
+    "read clips": _reading_clips,
+    "read latents": _reading_latents,
+}
