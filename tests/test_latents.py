@@ -121,11 +121,14 @@ def test_ctrl_c_waits_until_the_loader_has_started(tmp_path, monkeypatch):
             return super().__iter__()
 
     monkeypatch.setattr(latents, "DataLoader", Loader)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        write(tmp_path)
-    assert done == ["started"]
-    assert signal.getsignal(signal.SIGINT) is before
+    outside = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path)
+        assert done == ["started"]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, outside)
 
 
 def test_killed_writer_leaves_no_part_under_a_shard_s_name(tmp_path):

@@ -27,6 +27,7 @@ from vqvdm.files import write_bytes
 if TYPE_CHECKING:
     import torch
 
+_SMALL = 64  # pixels; x264's macroblock tree reads past narrower frames, and one video was two files, now and then
 SHEET_SIDE = 64  # pixels of height below which a sheet enlarges its frames
 
 __all__ = [
@@ -101,6 +102,8 @@ def _encode(video: Video, fps: float, form: str, comment: str | None) -> bytes:
         "mp4": ("libx264", {"crf": "18"}),
         "webm": ("libvpx-vp9", {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4"}),
     }[form]
+    if form == "mp4" and min(video.shape[1:3]) < _SMALL:
+        quality |= {"mbtree": "0"}
     buffer = io.BytesIO()
     movflags = {"movflags": "use_metadata_tags"} if form == "mp4" else {}
     with av.open(buffer, "w", format=form, options=movflags) as container:
