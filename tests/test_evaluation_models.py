@@ -19,10 +19,10 @@ from tiny_pipeline import tiny_pipeline, tiny_tokenizer
 from vqvdm import cli
 from vqvdm.data.clips import ClipTiming
 from vqvdm.errors import InputError
-from vqvdm.evaluation.models import GeneratedVideos, Quality, ReconstructedVideos, in_8_bits
+from vqvdm.evaluation.models import GeneratedVideos, Quality, ReconstructedVideos
 from vqvdm.evaluation.score import score
 from vqvdm.evaluation.sides import DrawnVideos, StoredReference, store_reference
-from vqvdm.evaluation.sources import open_videos
+from vqvdm.evaluation.sources import in_8_bits, open_videos
 from vqvdm.generation import make_orders
 from vqvdm.metrics import frechet_distance
 from vqvdm.metrics.protocol import Draw, Protocol

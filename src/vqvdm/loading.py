@@ -16,6 +16,7 @@ from vqvdm.errors import InputError, reason_of
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.tokenizer import VideoTokenizer
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that networks can be asked to compute in
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 

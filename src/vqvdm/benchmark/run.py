@@ -22,7 +22,7 @@ from vqvdm.benchmark.stages import (
 from vqvdm.benchmark.timing import Timing, alternate, fractions
 from vqvdm.benchmark.training import TRAINING, training_stages
 from vqvdm.errors import InputError, check_at_least_one
-from vqvdm.loading import pick_device
+from vqvdm.loading import DTYPES, pick_device
 from vqvdm.machine import commit, machine
 from vqvdm.recipe import Recipe
 from vqvdm.structure import did_you_mean
@@ -93,7 +93,7 @@ def _time(subject: Subject, cases: Mapping[str, Stage], rounds: int) -> None:
 def _dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if fast_bf16(device) else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    return DTYPES[name]
 
 
 def _name(dtype: torch.dtype) -> str:

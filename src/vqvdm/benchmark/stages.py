@@ -17,7 +17,7 @@ from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
 from vqvdm.metrics.i3d import I3D, SIDE, shapes
-from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.pipeline import OBJECTIVE, VQVDMPipeline
 from vqvdm.recipe import Recipe
 from vqvdm.tokenizer import VideoTokenizer
 
@@ -63,8 +63,9 @@ class Subject:
         self.recipe, self.device, self.dtype = recipe, device, dtype
         torch.manual_seed(0)
         self.tokenizer = tokenizer = VideoTokenizer(**recipe.tokenizer.model)
-        channels, *extent = tokenizer.latent_shape(recipe.data.frames, recipe.data.size, recipe.data.size)
-        model = {"in_channels": channels, "num_classes": classes, **recipe.denoiser.model}
+        extent = recipe.data.frames, recipe.data.size, recipe.data.size
+        self.latent_shape = tokenizer.latent_shape(*extent)
+        model = {"in_channels": self.latent_shape[0], "num_classes": classes, **recipe.denoiser.model}
         objective = Objective(**asdict(recipe.denoiser.diffusion))
         self.pipeline = VQVDMPipeline(
             tokenizer,
@@ -73,16 +74,15 @@ class Subject:
             num_frames=recipe.data.frames,
             height=recipe.data.size,
             width=recipe.data.size,
-            diffusion={k: getattr(objective, k) for k in ("prediction", "schedule", "zero_terminal_snr", "shift")},
+            diffusion={name: getattr(objective, name) for name in OBJECTIVE},
         )
         for network in (self.tokenizer, self.pipeline.denoiser):
             _cast(network, dtype)
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.latent_shape = (channels, *extent)
         # So that rounding meets numbers of the usual size.
         self.latents = torch.randn(1, *self.latent_shape, device=device, dtype=dtype)
-        self.clip = torch.rand(1, 3, *[recipe.data.frames, recipe.data.size, recipe.data.size], device=device) * 2 - 1
+        self.clip = torch.rand(1, 3, *extent, device=device) * 2 - 1
 
     def parameters(self) -> dict[str, int]:
         """Of each network."""

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from vqvdm.data.clips import ClipTiming
-from vqvdm.evaluation.models import in_8_bits
-from vqvdm.evaluation.sources import Clip, FileVideos, Videos
+from vqvdm.evaluation.sources import Clip, FileVideos, Videos, in_8_bits
 from vqvdm.metrics.protocol import Draw
 from vqvdm.video import Video
 

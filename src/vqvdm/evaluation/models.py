@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vqvdm.data.clips import ClipTiming
 from vqvdm.evaluation.features import Network
-from vqvdm.evaluation.sources import Clip, Frames, Videos, read_clips
+from vqvdm.evaluation.sources import Clip, Videos, in_8_bits, read_clips
 from vqvdm.generation import Order, generate_clips
 from vqvdm.metrics.protocol import Draw
 from vqvdm.metrics.quality import squared_errors, ssim
@@ -133,8 +133,3 @@ class ReconstructedVideos:
 def codes_of(tokenizer: VideoTokenizer) -> int:
     """Size of the codebook; 0 if there is none, or none that has entered yet."""
     return tokenizer.codebook.num_codes if tokenizer.codebook is not None and tokenizer.codebook.ready else 0
-
-
-def in_8_bits(frames: Frames) -> Video:
-    """Frames in 0..255, rounded."""
-    return frames.round().clip(0, 255).astype(np.uint8)

@@ -20,8 +20,8 @@ import vqvdm
 from vqvdm.data.clips import ClipTiming
 from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.features import Extractor, Features, features_of
-from vqvdm.evaluation.models import GeneratedVideos, in_8_bits
-from vqvdm.evaluation.sources import Videos, check_enough, read_clips
+from vqvdm.evaluation.models import GeneratedVideos
+from vqvdm.evaluation.sources import Videos, check_enough, in_8_bits, read_clips
 from vqvdm.files import write_bytes, write_text
 from vqvdm.metrics.protocol import Draw, Protocol, draw_clips
 from vqvdm.processes import this_process

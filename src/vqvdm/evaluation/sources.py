@@ -27,7 +27,7 @@ from vqvdm.data.worlds import WORLDS, ToyDataset
 from vqvdm.decode import VideoError, VideoInfo, read_frames
 from vqvdm.errors import InputError
 from vqvdm.metrics.protocol import Draw
-from vqvdm.video import to_video
+from vqvdm.video import Video, to_video
 
 _SAMPLED = 1 << 16  # bytes of either end of a file by which it is known
 _READERS = 2  # videos decoded at a time, while the networks compute
@@ -240,6 +240,11 @@ def read_clips(videos: Videos, draws: Sequence[Draw], timing: ClipTiming) -> Ite
                 "set need one size (--size N resizes and cuts them all)"
             )
         yield clip
+
+
+def in_8_bits(frames: Frames) -> Video:
+    """Frames in 0..255, rounded."""
+    return frames.round().clip(0, 255).astype(np.uint8)
 
 
 def check_enough(videos: Videos, starts: NDArray[np.int64], timing: ClipTiming, least: int = 2) -> None:

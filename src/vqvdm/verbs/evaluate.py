@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from cyclopts import Parameter
 from torch import nn
 
@@ -29,7 +28,7 @@ from vqvdm.evaluation.sides import DrawnVideos, Side, StoredReference, store_ref
 from vqvdm.evaluation.sources import Videos, open_videos
 from vqvdm.files import check_writable, write_text
 from vqvdm.generation import make_orders
-from vqvdm.loading import load_pipeline, load_tokenizer, pick_device
+from vqvdm.loading import DTYPES, load_pipeline, load_tokenizer, pick_device
 from vqvdm.metrics.c3d import FRAMES as C3D_FRAMES
 from vqvdm.metrics.protocol import Protocol, preset
 from vqvdm.metrics.resize import Convention
@@ -140,6 +139,7 @@ def files(samples: str, *, reference: str, report: Path | None = None, options: 
             reference` stored.
         report: JSON file for the figures and all that they depend on; Markdown and pictures go beside it.
     """
+    check_report(report)
     protocol = options.stated(reference)
     timing = ClipTiming(protocol.frames, protocol.fps, protocol.fake_stride)
     _score(
@@ -177,7 +177,7 @@ def samples(
     """
     check_report(report)
     check_at_least_one(steps=steps)
-    pipeline = load_pipeline(model, _device(options), {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    pipeline = load_pipeline(model, _device(options), DTYPES[dtype])
     if scheduler is not None:
         pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
     protocol = options.stated(reference, **_made_as(model, pipeline, reference))
@@ -239,7 +239,7 @@ def reconstructions(
     protocol = options.stated(frames=trained.frames, size=trained.size, split="test", **timed)
     protocol = protocol.changed(fake_stride=protocol.stride)
     options = replace(options, split=protocol.split)  # what training holds out counts
-    timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
+    timing = _timing(protocol)
     size = protocol.size or 0
     tokenizer.latent_shape(protocol.frames, size, size)
     if lpips and size < LPIPS_LEAST:
@@ -248,7 +248,7 @@ def reconstructions(
     quality = Quality(networks, _device(options))
 
     def reconstructed(extractor: Extractor) -> Videos:
-        return ReconstructedVideos(_open(path, protocol, options, timing), tokenizer, model, quality, extractor.batch)
+        return ReconstructedVideos(_open(path, protocol, options), tokenizer, model, quality, extractor.batch)
 
     _score(reconstructed, timing, path, protocol, options, report)
 
@@ -287,12 +287,12 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
     check_report(report)
     protocol = options.stated(split="all").changed(clips=options.clips)
     protocol = protocol.changed(fake_stride=protocol.stride)
-    timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
+    timing = _timing(protocol)
     extractor = _extractor(protocol, options)
     with this_process().main_process_first():
-        videos = _open(path, protocol, options, timing)
+        videos = _open(path, protocol, options)
         parted = [replace(protocol, split=split) for split in ("train", "test")]
-        splits = [_open(path, part, options, timing, held_out=True) for part in parted]
+        splits = [_open(path, part, options, held_out=True) for part in parted]
     pairs: dict[str, tuple[Videos, Videos]] = {
         "one half against the other": (HalfOfVideos(videos, 0), HalfOfVideos(videos, 1))
     }
@@ -340,7 +340,6 @@ def _score(
     report: Path | None,
 ) -> None:
     """Measure both sides, in all processes together; the first one prints and writes."""
-    check_report(report)
     extractor = _extractor(protocol, options)
     protocol = protocol.changed(clips=options.clips)
     processes = this_process()
@@ -370,20 +369,24 @@ def check_report(report: Path | None) -> None:
 
 
 def _drawn(path: str, protocol: Protocol, options: Options, extractor: Extractor) -> DrawnVideos:
-    timing = ClipTiming(protocol.frames, protocol.fps, protocol.stride)
-    videos = _open(path, protocol, options, timing)
-    return DrawnVideos(videos, protocol, timing, extractor, everything=protocol.all_real)
+    videos = _open(path, protocol, options)
+    return DrawnVideos(videos, protocol, _timing(protocol), extractor, everything=protocol.all_real)
 
 
-def _open(path: str, protocol: Protocol, options: Options, timing: ClipTiming, held_out: bool = False) -> Videos:
+def _open(path: str, protocol: Protocol, options: Options, held_out: bool = False) -> Videos:
     return open_videos(
         path,
         layout=options.layout,
         split=protocol.split,
         held_out=held_out or options.split is not None,
         size=protocol.size,
-        timing=timing,
+        timing=_timing(protocol),
     )
+
+
+def _timing(protocol: Protocol) -> ClipTiming:
+    """The reference's clips."""
+    return ClipTiming(protocol.frames, protocol.fps, protocol.stride)
 
 
 def _device(options: Options) -> str:

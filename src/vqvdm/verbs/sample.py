@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 import vqvdm
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import generate, make_orders
-from vqvdm.loading import load_pipeline
+from vqvdm.loading import DTYPES, load_pipeline
 from vqvdm.video import Video, enlarged, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
@@ -65,7 +63,7 @@ def main(
     """
     check_at_least_one(count=count, batch=batch, scale=scale)
     check_writable(out)
-    pipeline = load_pipeline(model, device, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    pipeline = load_pipeline(model, device, DTYPES[dtype])
     if scheduler is not None:
         pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
     if tiled:
