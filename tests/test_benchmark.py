@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from functools import partial
 
+import pytest
 import torch
 
 from vqvdm import cli
+from vqvdm.benchmark.peer import CONTROL, SHIPPED, TUNED, TUNED_BATCH, peer_stages
+from vqvdm.benchmark.run import compare
 from vqvdm.benchmark.stages import Subject, flops_of, matrix_product
 from vqvdm.benchmark.timing import Timing, alternate, fractions, ratios
 from vqvdm.benchmark.training import TRAINING, training_stages
@@ -89,3 +94,33 @@ def test_training_and_reading_do_what_they_say():
         found = stages["train denoiser"].run()
         assert found["loss"].isfinite()
         assert stages["train denoiser"].flops > 3 * 3 * 0.9 * Subject(recipe, CPU, torch.float32).stages()["step"].flops
+
+
+def test_ratios_to_the_peer():
+    seconds = {"100 steps": 5.0, "guided step": 0.05, SHIPPED: 8.0, TUNED: 4.0, TUNED_BATCH: 3.0, CONTROL: 0.2}
+    found = compare({name: Timing((s, 2 * s)) for name, s in seconds.items()})
+    expected = {"ratio_100_steps_as_shipped": 160.0, "ratio_100_steps_tuned": 60.0, "ratio_to_control": 4.0}
+    assert {name: ratio.median for name, ratio in found.items()} == pytest.approx(expected)
+
+
+def test_the_peer_is_asked_for_by_name(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "video_diffusion_pytorch", None)  # as if it were not installed
+    arguments = ["benchmark", "--recipe", "demo", "--against", "vdm", "--stages", "help"]
+    assert cli.main([*arguments, "data.size=64"]) == 2
+    assert "scripts/install_vdm.sh" in capsys.readouterr().err
+    assert "torchvision" not in sys.modules
+    monkeypatch.undo()
+    assert cli.main(arguments) == 2
+    assert "4x4 latents" in capsys.readouterr().err
+
+
+def test_the_peers_steps_have_the_sizes_they_say():
+    if importlib.util.find_spec("video_diffusion_pytorch") is None:
+        pytest.skip("video-diffusion-pytorch is not installed (scripts/install_vdm.sh)")
+    subject = Subject(Recipe.load("demo", ["data.size=64"]), CPU, torch.float32)
+    stages, parameters = peer_stages(subject)
+    assert parameters == 36_214_227  # at dim 64, with 64 numbers for the class
+    for name in (SHIPPED, TUNED):
+        assert stages[name].run().shape == (1, 3, 16, 32, 32)
+    assert stages[TUNED_BATCH].run().shape == (1, 3, 16, 32, 32)
+    assert stages[CONTROL].run().shape == (1, *subject.latent_shape)

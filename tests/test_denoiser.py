@@ -132,7 +132,8 @@ def test_temporal_attention_depends_on_distance_in_time_alone() -> None:
 
     q, k = torch.randn(8), torch.randn(8)
     angles = _rotary_angles(10, 8, torch.device("cpu"))
-    scores = _rotate(q.expand(10, 8), angles) @ _rotate(k.expand(10, 8), angles).T
+    turned = [_rotate(x.expand(1, 10, 1, 1, 1, 8), angles).view(10, 8) for x in (q, k)]  # b t h w n d
+    scores = turned[0] @ turned[1].T
     for offset in (0, 1, 4):
         diagonal = scores.diagonal(offset)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
@@ -217,6 +218,7 @@ def test_mismatched_settings_are_named() -> None:
         ({"head_dim": 0}, "head_dim must be"),
         ({"kernel": (2, 2, 2)}, "three odd numbers"),
         ({"blocks": 0}, "blocks must be"),
+        ({"blocks": (1, 2, 3)}, "one for each of the levels"),
         ({"num_classes": -2}, "num_classes must be"),
         ({"in_channels": 0}, "in_channels must be"),
     ],

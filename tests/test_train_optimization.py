@@ -11,13 +11,13 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.optim.swa_utils import AveragedModel
 
+from vqvdm.processor import fast_bf16
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.train.optimization import (
     autocast,
     averaged_copy,
     channels_last,
     clip_gradients,
-    fast_bf16,
     learning_rate,
     make_adamw,
     update_average,

@@ -59,7 +59,7 @@ def test_a_file_for_each_video_and_a_sheet(model, tmp_path, capsys):
 
 
 def test_the_pipeline_makes_the_same_from_the_seed_in_the_file(model, tmp_path):
-    main(str(model), classes="up,0", count=2, fps=12, out=tmp_path, format="png")
+    main(str(model), classes="up,0", count=2, fps=12, out=tmp_path, format="png", dtype="float32")
     with Image.open(tmp_path / "up-01.png") as row:
         seed = json.loads(row.info["Comment"])["seed"]
         made = np.stack([np.asarray(row)[:, 18 * k : 18 * k + 16] for k in range(4)])  # two white pixels between

@@ -6,18 +6,23 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqvdm.processor import packed_convolution
+
 Stride = tuple[int, int, int]  # along (time, height, width)
 
 
 class Conv3d(nn.Conv3d):
-    """`nn.Conv3d` whose gradient can be trusted under bf16 autocast on the CPU.
+    """`nn.Conv3d` that uses packed weights where there are any, and whose gradient can be trusted.
 
-    With two frames and a kernel over time, torch 2.13's (oneDNN's) bf16 gradient of the weight is garbage or NaN, for
-    any height and width (tests/test_convolution.py shows it); such small layers are computed in float32.
+    Under bf16 autocast on the CPU, with two frames and a kernel over time, torch 2.13's (oneDNN's) bf16 gradient of
+    the weight is garbage or NaN, for any height and width (tests/test_convolution.py shows it); such small layers are
+    computed in float32.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """(b, c, t, h, w) -> (b, out, t', h', w')."""
+        if (result := packed_convolution(self, input)) is not None:
+            return result
         frames, taps = input.shape[2], self.kernel_size[0]
         if frames == 2 and taps > 1 and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):

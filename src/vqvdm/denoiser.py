@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (b, c, t, h, w), (b, e) -> (b, c', t, h, w)
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.condition(F.silu(condition))[:, :, None, None, None].chunk(2, dim=1)
-        h = self.norm2(h) * (1 + scale) + shift
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         return self.skip(x) + self.conv2(F.silu(h))
 
 
@@ -63,17 +63,27 @@ class Attention(nn.Module):
         b, _, t, h, _ = x.shape
         # Linear layers see contiguous (b, t, h, w, c): on (n, few, c) slices they fall to slow paths.
         tokens = x.permute(0, 2, 3, 4, 1)  # a view where x is channels-last
-        qkv = self.qkv(self.norm(tokens))
+        projected = self.qkv(self.norm(tokens))
+        qkv = _attention_dtype(projected)
+        parts = qkv.unflatten(-1, (3 * self.heads, -1))  # (b, t, h, w, 3 n, d)
         if self.axis == "space":
-            q, k, v = rearrange(qkv, "b t h w (three n d) -> three (b t) n (h w) d", three=3, n=self.heads)
+            q, k, v = rearrange(parts, "b t h w (three n) d -> three (b t) n (h w) d", three=3)
             out = F.scaled_dot_product_attention(q, k, v)
             out = rearrange(out, "(b t) n (h w) d -> b t h w (n d)", b=b, h=h)
         else:
-            q, k, v = rearrange(qkv, "b t h w (three n d) -> three (b h w) n t d", three=3, n=self.heads)
-            angles = _rotary_angles(t, q.shape[-1], q.device)
-            out = F.scaled_dot_product_attention(_rotate(q, angles), _rotate(k, angles), v)
+            rotated = _rotate(parts[..., : 2 * self.heads, :], _rotary_angles(t, parts.shape[-1], x.device))
+            q, k = rearrange(rotated, "b t h w (two n) d -> two (b h w) n t d", two=2)
+            v = rearrange(parts[..., 2 * self.heads :, :], "b t h w n d -> (b h w) n t d")
+            out = F.scaled_dot_product_attention(q, k, v)
             out = rearrange(out, "(b h w) n t d -> b t h w (n d)", b=b, h=h)
-        return x + self.out(out.contiguous()).permute(0, 4, 1, 2, 3)
+        return x + self.out(out.to(projected.dtype).contiguous()).permute(0, 4, 1, 2, 3)
+
+
+def _attention_dtype(qkv: Tensor) -> Tensor:
+    """On a CPU, torch's bf16 attention of short sequences is up to five times slower than single precision."""
+    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
+        return qkv.float()
+    return qkv
 
 
 def _rotary_angles(length: int, dim: int, device: torch.device) -> Tensor:
@@ -83,9 +93,9 @@ def _rotary_angles(length: int, dim: int, device: torch.device) -> Tensor:
 
 
 def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + d/2}) of (..., length, d) by `angles` (length, d/2)."""
+    """Turn the pairs (x_i, x_{i + d/2}) of (b, t, h, w, n, d) by the `angles` (t, d/2) of their frames."""
     first, second = x.chunk(2, dim=-1)
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    cos, sin = (turn.to(x.dtype)[:, None, None, None] for turn in (angles.cos(), angles.sin()))
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
@@ -105,10 +115,11 @@ class Block(nn.Module):
 
 
 class Level(NamedTuple):
-    """Width of one resolution, and whether its frames attend within themselves."""
+    """Width of one resolution, whether its frames attend within themselves, and its blocks on the way down."""
 
     channels: int
     attention: bool
+    blocks: int
 
 
 class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
@@ -123,7 +134,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self,
         in_channels: int = 3,
         channels: tuple[int, ...] = (128, 256, 384),
-        blocks: int = 2,
+        blocks: int | tuple[int, ...] = 2,
         num_classes: int = 0,
         head_dim: int = 64,
         kernel: tuple[int, int, int] = (3, 3, 3),
@@ -135,7 +146,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         Args:
             in_channels: channels of the latents (3 for pixels).
             channels: width of each level, finest first; height and width halve between levels.
-            blocks: blocks per level on the way down; one more on the way up.
+            blocks: blocks of each level on the way down, and one more on the way up; one number serves all levels.
             num_classes: 0 builds an unconditional model.
             head_dim: channels of an attention head.
             kernel: of the residual blocks' convolutions, (t, h, w), odd.
@@ -148,11 +159,12 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         """
         super().__init__()
         channels, kernel, patch = tuple(channels), tuple(kernel), tuple(patch)
+        blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
         _check(in_channels, channels, blocks, num_classes, head_dim, kernel, patch)
         attention = (True,) * len(channels) if spatial_attention is None else tuple(spatial_attention)
         if len(attention) != len(channels):
             raise InputError(f"spatial_attention {attention} must have one entry for each of the levels {channels}")
-        levels = [Level(width, attend) for width, attend in zip(channels, attention, strict=True)]
+        levels = [Level(*level) for level in zip(channels, attention, blocks, strict=True)]
         width, condition = channels[0], 4 * channels[0]
         self.time_embed = TimestepEmbedding(width, condition)
         self.fps_embed = TimestepEmbedding(width, condition)
@@ -167,9 +179,9 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         halvings = 2 ** (len(channels) - 1)
         self.factors: Stride = (patch[0], patch[1] * halvings, patch[2] * halvings)
         self.stem = Conv3d(in_channels * math.prod(patch), width, 3, padding=1)
-        self.down, self.downsample, skips = _downward(levels, blocks, block)
-        self.middle = nn.ModuleList([block(channels[-1], Level(channels[-1], True)) for _ in range(2)])
-        self.up, self.upsample = _upward(levels, blocks, skips, block)
+        self.down, self.downsample, skips = _downward(levels, block)
+        self.middle = nn.ModuleList([block(channels[-1], Level(channels[-1], True, 1)) for _ in range(2)])
+        self.up, self.upsample = _upward(levels, skips, block)
         self.norm = nn.GroupNorm(groups_of(width), width)
         self.head = Conv3d(width, in_channels * math.prod(patch), 3, padding=1)
         self.gradient_checkpointing = False
@@ -235,17 +247,23 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
 def _check(
     in_channels: int,
     channels: tuple[int, ...],
-    blocks: int,
+    blocks: tuple[int, ...],
     num_classes: int,
     head_dim: int,
     kernel: tuple[int, ...],
     patch: tuple[int, ...],
 ) -> None:
-    for name, value, least in (("in_channels", in_channels, 1), ("blocks", blocks, 1), ("num_classes", num_classes, 0)):
-        if value < least:
-            raise InputError(f"denoiser: {name} must be at least {least}, not {value}")
     if not channels or min(channels) < 1:
         raise InputError(f"denoiser: channels must be one or more widths of at least 1, not {channels}")
+    if len(blocks) != len(channels):
+        raise InputError(f"denoiser: blocks {blocks} must be one number, or one for each of the levels {channels}")
+    for name, value, least in (
+        ("in_channels", in_channels, 1),
+        ("blocks", min(blocks), 1),
+        ("num_classes", num_classes, 0),
+    ):
+        if value < least:
+            raise InputError(f"denoiser: {name} must be at least {least}, not {value}")
     if head_dim < 1:
         raise InputError(f"denoiser: head_dim must be at least 1, not {head_dim}")
     for width in channels:
@@ -261,12 +279,12 @@ def _check(
         raise InputError(f"denoiser: patch must be three whole numbers (t, h, w) of at least 1, not {patch}")
 
 
-def _downward(levels: Sequence[Level], blocks: int, block) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
+def _downward(levels: Sequence[Level], block) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
     """Blocks and down-samplings from fine to coarse, and the width of every skip connection."""
     down, downsample, skips, width = nn.ModuleList(), nn.ModuleList(), [levels[0].channels], levels[0].channels
     for number, level in enumerate(levels):
-        down.append(nn.ModuleList([block(width if i == 0 else level.channels, level) for i in range(blocks)]))
-        skips += [level.channels] * blocks
+        down.append(nn.ModuleList([block(width if i == 0 else level.channels, level) for i in range(level.blocks)]))
+        skips += [level.channels] * level.blocks
         width = level.channels
         if number < len(levels) - 1:
             downsample.append(Conv3d(width, width, (1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1)))
@@ -274,13 +292,13 @@ def _downward(levels: Sequence[Level], blocks: int, block) -> tuple[nn.ModuleLis
     return down, downsample, skips
 
 
-def _upward(levels: Sequence[Level], blocks: int, skips: list[int], block) -> tuple[nn.ModuleList, nn.ModuleList]:
+def _upward(levels: Sequence[Level], skips: list[int], block) -> tuple[nn.ModuleList, nn.ModuleList]:
     """Blocks and up-samplings from coarse to fine; takes the skips back in reverse."""
     up, upsample, width = nn.ModuleList(), nn.ModuleList(), levels[-1].channels
     skips = list(skips)
     for number, level in reversed(list(enumerate(levels))):
         stage = nn.ModuleList()
-        for _ in range(blocks + 1):
+        for _ in range(level.blocks + 1):
             stage.append(block(width + skips.pop(), level))
             width = level.channels
         up.append(stage)

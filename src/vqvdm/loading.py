@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from vqvdm.errors import InputError, reason_of
 from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.processor import fast_bf16
 from vqvdm.tokenizer import VideoTokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that networks can be asked to compute in
@@ -35,6 +36,13 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used here: {reason_of(error)}") from error
     return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """One of `DTYPES` by name; "auto" is bfloat16 where the device is fast at it, else float32."""
+    if name == "auto":
+        name = "bfloat16" if fast_bf16(device) else "float32"
+    return DTYPES[name]
 
 
 def load_pipeline(

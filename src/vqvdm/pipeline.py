@@ -42,6 +42,7 @@ from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
 from vqvdm.identity import fingerprint
 from vqvdm.model_card import model_card
+from vqvdm.processor import packed_weights
 from vqvdm.schedulers import Predict, adapted, fit, stated_objective
 from vqvdm.tokenizer import VideoTokenizer
 
@@ -339,7 +340,8 @@ class VQVDMPipeline(DiffusionPipeline):
         latents = self._initial_noise(shape, generators, latents, device)
         predict = self._predictor(labels, torch.tensor(rates, device=device), interval, rescale)
         arguments = self._step_arguments(generators, eta)
-        latents = self._denoise(latents, predict, arguments, callback_on_step_end, tensor_inputs)
+        with packed_weights():
+            latents = self._denoise(latents, predict, arguments, callback_on_step_end, tensor_inputs)
         frames = latents if output_type == "latent" else self._decode(latents, output_type, chunk)
         self.maybe_free_model_hooks()
         output = VQVDMPipelineOutput(frames=frames, fps=rates, seeds=seeds)

@@ -27,6 +27,7 @@ from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput, 
 from vqvdm.convolution import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.errors import InputError
 from vqvdm.identity import fingerprint
+from vqvdm.processor import packed_weights
 from vqvdm.tiling import blend_tiles
 
 
@@ -240,6 +241,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     @torch.no_grad()
+    @packed_weights()
     def encode(self, clip: Tensor) -> Tensor:
         """Clip (b, c, t, h, w) in -1..1 -> latents (b, latent_channels, t/ft, h/fh, w/fw), normalised per channel."""
         self.latent_shape(*clip.shape[2:])
@@ -247,6 +249,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     @torch.no_grad()
+    @packed_weights()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (b, c, t, h, w) -> clip (b, 3, t*ft, h*fh, w*fw), about -1..1 (not clamped)."""
         z = self._snap(self._denormalise(latents)).to(self.dtype)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from vqvdm import __version__
+from vqvdm.benchmark.peer import CONTROL, SHIPPED, TUNED, TUNED_BATCH, peer_stages
 from vqvdm.benchmark.stages import (
     Stage,
     Subject,
@@ -19,19 +20,19 @@ from vqvdm.benchmark.stages import (
     memory_copy,
     start_stages,
 )
-from vqvdm.benchmark.timing import Timing, alternate, fractions
+from vqvdm.benchmark.timing import Timing, alternate, fractions, quicker, ratios
 from vqvdm.benchmark.training import TRAINING, training_stages
 from vqvdm.errors import InputError, check_at_least_one
-from vqvdm.loading import DTYPES, pick_device
+from vqvdm.loading import pick_device, pick_dtype
 from vqvdm.machine import commit, machine
 from vqvdm.recipe import Recipe
 from vqvdm.structure import did_you_mean
-from vqvdm.train.optimization import fast_bf16
 
 STAGES = (
     "step", "guided step", "encode", "decode", "clip", "100 steps", *TRAINING, "evaluate", "import", "help",
 )  # fmt: skip
 _LONG = ("100 steps", "train tokenizer", "train denoiser")  # only if asked for
+_COMPARED = ("guided step", "100 steps")
 _CEILING, _MEMORY = "matrix product", "copy"
 
 
@@ -41,6 +42,7 @@ def main(
     stages: str = ",".join(name for name in STAGES if name not in _LONG),
     rounds: int = 5,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    against: Literal["none", "vdm"] = "none",
     device: str = "auto",
 ) -> None:
     """Time the stages of a recipe, with random weights, by turns, beside what the machine can do at best.
@@ -54,6 +56,8 @@ def main(
             denoiser, read clips, read latents, evaluate, import, help.
         rounds: repetitions of each that count; one more warms up.
         dtype: of both networks; auto is bfloat16 where the processor is fast at it.
+        against: vdm also times guided steps of the package video-diffusion-pytorch, and gives the ratios to ours; it
+            adds the stages guided step and 100 steps. Its 100 steps are taken for 100 times one.
         device: cpu, cuda, mps or auto.
     """
     check_at_least_one(rounds=rounds)
@@ -61,19 +65,26 @@ def main(
     for name in wanted:
         if name not in STAGES:
             raise InputError(f"no stage {name!r}{did_you_mean(name, STAGES) or ';'} there are {', '.join(STAGES)}")
+    if against == "vdm":
+        wanted += [name for name in _COMPARED if name not in wanted]
     settings, place = Recipe.load(recipe, overrides, check_models=True), pick_device(device)
-    chosen = _dtype(dtype, place)
+    chosen = pick_dtype(dtype, place)
     subject = Subject(settings, place, chosen)
     with ExitStack() as stack:
         cases: dict[str, Stage] = subject.stages() | start_stages()
         if "evaluate" in wanted:
             cases["evaluate"] = evaluation_stage(place)
         cases |= stack.enter_context(training_stages(subject, [name for name in wanted if name in TRAINING]))
-        _time(subject, {name: cases[name] for name in wanted}, rounds)
+        chosen_cases = {name: cases[name] for name in wanted}
+        if against == "vdm":
+            peer, peer_parameters = peer_stages(subject)
+            _time(subject, {**chosen_cases, **peer}, rounds, peer_parameters)
+        else:
+            _time(subject, chosen_cases, rounds)
 
 
-def _time(subject: Subject, cases: Mapping[str, Stage], rounds: int) -> None:
-    """Take the times and print them."""
+def _time(subject: Subject, cases: Mapping[str, Stage], rounds: int, peer_parameters: int | None = None) -> None:
+    """Take the times and print them; the peer's stages are among them if its number of parameters is given."""
     place = subject.device
     copy, copied = memory_copy(place)
     kinds = {stage.dtype for stage in cases.values()} | {torch.float32}
@@ -87,13 +98,31 @@ def _time(subject: Subject, cases: Mapping[str, Stage], rounds: int) -> None:
     }
     print(_table({**cases, **ceilings}, timings, shares))
     print(f"{_MEMORY:<28}{copied / timings[_MEMORY].median / 1e9:>10.1f} GB/s read and written")
-    print(json.dumps(_summary(subject, timings, shares)))
+    summary = _summary(subject, timings, shares)
+    if peer_parameters is not None:
+        compared = compare(timings)
+        own = subject.parameters()["denoiser"]
+        print(f"VDM has {peer_parameters / 1e6:.1f}M parameters, our denoiser {own / 1e6:.1f}M")
+        for name, ratio in compared.items():
+            print(f"{name:<28}{ratio.median:>10.1f}{ratio.spread:>8.0%}")
+            summary |= {name: ratio.median, f"{name}_spread": ratio.spread}
+        summary["vdm_parameters"] = peer_parameters
+    print(json.dumps(summary))
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if fast_bf16(device) else torch.float32
-    return DTYPES[name]
+def compare(timings: Mapping[str, Timing]) -> dict[str, Timing]:
+    """How many times as long the peer takes, round by round.
+
+    Ours are 100 guided steps and decoding; the peer's 100 steps are 100 times one step. The control is compared step by
+    step.
+    """
+    ours, step = timings["100 steps"], timings["guided step"]
+    best = quicker(timings[TUNED], timings[TUNED_BATCH])
+    return {
+        "ratio_100_steps_as_shipped": ratios(timings[SHIPPED].times(100), ours),
+        "ratio_100_steps_tuned": ratios(best.times(100), ours),
+        "ratio_to_control": ratios(timings[CONTROL], step),
+    }
 
 
 def _name(dtype: torch.dtype) -> str:

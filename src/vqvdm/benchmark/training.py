@@ -20,11 +20,11 @@ from vqvdm.data.clips import ClipDataset, ClipTiming
 from vqvdm.data.index import build_index
 from vqvdm.data.listing import Sample
 from vqvdm.latents import LatentCache, write_latents
+from vqvdm.processor import fast_bf16
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train.denoiser import DenoiserStage
 from vqvdm.train.loop import make_accelerator
-from vqvdm.train.optimization import fast_bf16
 from vqvdm.train.order import Order, updates
 from vqvdm.train.tokenizer import TokenizerStage
 from vqvdm.video import Video, write_video

@@ -23,6 +23,7 @@ from vqvdm import __version__
 from vqvdm.errors import InputError
 from vqvdm.lock import sole_writer
 from vqvdm.processes import on_cpu
+from vqvdm.processor import fast_bf16
 from vqvdm.recipe import Recipe, TrainingRecipe
 from vqvdm.structure import plain
 from vqvdm.train.checkpoint import (
@@ -37,7 +38,6 @@ from vqvdm.train.checkpoint import (
 )
 from vqvdm.train.interrupt import Interrupt
 from vqvdm.train.log import Log, Meter, Progress
-from vqvdm.train.optimization import fast_bf16
 from vqvdm.train.order import Batch, Order, seed_of, updates
 
 AGREE_EVERY = 8  # updates between two looks at the other processes' signals

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 
+from vqvdm.processor import fast_bf16
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.train.muon import Muon
 
@@ -112,17 +113,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """bf16 arithmetic where the recipe asks for it and the device is fast at it; float32 otherwise."""
     enabled = precision == "bf16" and fast_bf16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 pays: on x86 processors without bf16 instructions it is up to a hundred times slower."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        abilities = torch.cpu.get_capabilities()
-        is_x86 = abilities.get("architecture") == "x86_64"
-        return not is_x86 or bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
-    return True
 
 
 def synchronised(model: nn.Module, last: bool) -> AbstractContextManager[object]:

@@ -9,7 +9,7 @@ import vqvdm
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import generate, make_orders
-from vqvdm.loading import DTYPES, load_pipeline
+from vqvdm.loading import load_pipeline, pick_device, pick_dtype
 from vqvdm.video import Video, enlarged, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
@@ -35,7 +35,7 @@ def main(
     batch: int = 8,
     tiled: bool = False,
     device: str = "auto",
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> None:
     """Generate videos: one file each, and a sheet of all.
 
@@ -59,11 +59,11 @@ def main(
         batch: videos made at a time; changes memory and time, not the videos.
         tiled: decode in overlapping tiles, for long or large videos.
         device: cpu, cuda, mps or auto.
-        dtype: in which the networks compute.
+        dtype: in which the networks compute; auto is bfloat16 where the processor is fast at it, else float32.
     """
     check_at_least_one(count=count, batch=batch, scale=scale)
     check_writable(out)
-    pipeline = load_pipeline(model, device, DTYPES[dtype])
+    pipeline = load_pipeline(model, device, pick_dtype(dtype, pick_device(device)))
     if scheduler is not None:
         pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
     if tiled:

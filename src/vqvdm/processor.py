@@ -1,0 +1,100 @@
+"""What the processor does fast: bf16 only where it has instructions for it, and convolutions with packed weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# (data pointer, version, shape of the input) and the packed weight of each layer; None outside of `packed_weights`.
+_Cache = dict[int, tuple[tuple[Any, ...], Tensor]]
+_packed: ContextVar[_Cache | None] = ContextVar("packed", default=None)
+
+
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 pays: on x86 processors without bf16 instructions it is up to a hundred times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        abilities = torch.cpu.get_capabilities()
+        is_x86 = abilities.get("architecture") == "x86_64"
+        return not is_x86 or bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
+    return True
+
+
+@contextmanager
+def packed_weights() -> Iterator[None]:
+    """Within it, convolutions on the CPU keep their weights in the order that oneDNN computes in.
+
+    Without it that order is made anew in every call, which at few positions takes as long as the convolution itself,
+    and single-precision convolutions of one clip run on a path that is three times slower. Results are the same. What
+    is packed is let go at the end, so it cannot outlive a change of the weights; a weight changed within is packed
+    again.
+    """
+    if _packed.get() is not None:
+        yield
+        return
+    token = _packed.set({})
+    try:
+        yield
+    finally:
+        _packed.reset(token)
+
+
+def keep_packed() -> None:
+    """As `packed_weights`, from here to the end of the current context (of `contextvars`)."""
+    for dtype in (torch.float32, torch.bfloat16):
+        _can_pack(dtype)  # now, so that nothing counts this trial as part of a first convolution
+    _packed.set({})
+
+
+def packed_convolution(layer: nn.Conv3d, x: Tensor) -> Tensor | None:
+    """The convolution (b, c, t, h, w) -> (b, out, t', h', w') with packed weights; None where the plain one is right.
+
+    It is outside of `packed_weights`, where gradients are wanted, under autocast, while compiling, on other devices,
+    and where this torch cannot pack.
+    """
+    kept, weight = _packed.get(), layer.weight
+    if kept is None or x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        return None
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return None
+    if weight.dtype != x.dtype or torch.compiler.is_compiling() or not _can_pack(x.dtype):
+        return None
+    state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, x.shape)
+    if id(layer) not in kept or kept[id(layer)][0] != state:
+        kept[id(layer)] = state, _pack(layer, x.shape)
+    return _convolve(layer, x, kept[id(layer)][1])
+
+
+def _pack(layer: nn.Conv3d, shape: torch.Size) -> Tensor:
+    reorder: Any = torch._C._nn.mkldnn_reorder_conv3d_weight
+    return reorder(layer.weight.to_mkldnn(), layer.padding, layer.stride, layer.dilation, layer.groups, list(shape))
+
+
+def _convolve(layer: nn.Conv3d, x: Tensor, weight: Tensor) -> Tensor:
+    x = x.contiguous(memory_format=torch.channels_last_3d)  # the order of the result, too
+    geometry = layer.padding, layer.stride, layer.dilation, layer.groups
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, layer.bias, *geometry, "none", [], "")
+
+
+@cache
+def _can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch packs, and rightly: its functions for that are not public."""
+    if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16 and not fast_bf16(torch.device("cpu")):
+        return False
+    layer = nn.Conv3d(16, 16, 3, padding=1, dtype=dtype)
+    nn.init.constant_(layer.weight, 0.01)
+    x = torch.linspace(-1, 1, 2 * 16 * 2 * 4 * 4).view(2, 16, 2, 4, 4).to(dtype)
+    try:
+        with torch.no_grad():
+            return torch.allclose(_convolve(layer, x, _pack(layer, x.shape)), nn.Conv3d.forward(layer, x), atol=0.02)
+    except (AttributeError, RuntimeError):
+        return False
