@@ -43,7 +43,7 @@ class GaussianDenoiser(VideoDenoiser):
 
     objective: Objective
 
-    def forward(self, noisy_latents, timestep, class_labels, fps):
+    def forward(self, noisy_latents, timestep, class_labels, fps, modulations=None):
         t = torch.as_tensor(timestep, dtype=torch.float32)
         if self.objective.prediction == "flow":
             alpha, sigma = 1 - t / 1000, t / 1000

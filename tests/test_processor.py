@@ -7,7 +7,7 @@ import torch
 
 from vqvdm import processor
 from vqvdm.convolution import Conv3d
-from vqvdm.denoiser import VideoDenoiser
+from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processor import fast_bf16, packed_convolution, packed_weights
@@ -100,3 +100,17 @@ def test_sampling_is_that_of_the_plain_path(monkeypatch) -> None:
     torch.testing.assert_close(packed, expected, atol=1e-4, rtol=0)
     assert expected.std() > 0.02
     assert (half - expected).abs().mean() < 0.02
+
+
+@torch.no_grad()
+def test_modulations_made_for_all_steps_are_those_made_in_each() -> None:
+    denoiser = _pipeline(torch.float32).denoiser
+    timesteps, labels, fps = torch.tensor([900.0, 500.0, 20.0]), torch.tensor([1, 3]), torch.tensor([8.0, 0.0])
+    planned = StepModulations(denoiser, timesteps)
+    x = torch.randn(2, 4, 4, 8, 8)
+    for timestep in timesteps.flip(0):
+        made = planned.at(timestep, labels, fps)
+        assert made is not None
+        torch.testing.assert_close(denoiser(x, timestep, labels, fps, made), denoiser(x, timestep, labels, fps))
+    assert planned.at(torch.tensor(7.0), labels, fps) is None  # between the steps, as some schedulers ask
+    assert StepModulations(denoiser, torch.arange(3000.0)).at(torch.tensor(7.0), labels, fps) is None

@@ -8,8 +8,9 @@ works on pixels and is the VDM baseline (Ho et al. 2022).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,15 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqvdm.convolution import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.errors import InputError
+
+_PLANNED = 4096  # steps times clips, at most, whose modulations are held at a time
 
 
 class ResidualBlock(nn.Module):
@@ -38,11 +42,17 @@ class ResidualBlock(nn.Module):
         self.conv2 = Conv3d(out_channels, out_channels, kernel, padding=padding)
         self.skip = Conv3d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (b, c, t, h, w), (b, e) -> (b, c', t, h, w)
+    def forward(self, x: Tensor, condition: Tensor, made: Tensor | None = None) -> Tensor:
+        """(b, c, t, h, w), (b, e) -> (b, c', t, h, w); `made` is the modulation (b, 2 c') where it is known already."""
         h = self.conv1(F.silu(self.norm1(x)))
-        scale, shift = self.condition(F.silu(condition))[:, :, None, None, None].chunk(2, dim=1)
+        modulation = self.modulation(condition) if made is None else made
+        scale, shift = modulation[:, :, None, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         return self.skip(x) + self.conv2(F.silu(h))
+
+    def modulation(self, condition: Tensor) -> Tensor:
+        """Scale and shift (b, 2 c') of a condition (b, e)."""
+        return self.condition(F.silu(condition))
 
 
 class Attention(nn.Module):
@@ -110,8 +120,9 @@ class Block(nn.Module):
         self.space = Attention(out, head_dim, "space") if attention else nn.Identity()
         self.time = Attention(out, head_dim, "time")
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:  # (b, c, t, h, w), (b, e) -> (b, out, t, h, w)
-        return self.time(self.space(self.residual(x, condition)))
+    def forward(self, x: Tensor, condition: Tensor, made: Tensor | None = None) -> Tensor:
+        """(b, c, t, h, w), (b, e) -> (b, out, t, h, w); see `ResidualBlock`."""
+        return self.time(self.space(self.residual(x, condition, made)))
 
 
 class Level(NamedTuple):
@@ -189,7 +200,12 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         nn.init.zeros_(self.head.weight)
 
     def forward(
-        self, noisy_latents: Tensor, timestep: Tensor | float, class_labels: Tensor | None, fps: Tensor
+        self,
+        noisy_latents: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None,
+        fps: Tensor,
+        modulations: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Denoise.
 
@@ -198,28 +214,31 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             timestep: (b,) or a scalar, 0 (clean) to 1000 (noise), whole or not.
             class_labels: int64 (b,), 0..num_classes; num_classes, or None for all, means no class.
             fps: float (b,) frames per second of the clip; 0 where it is unknown.
+            modulations: what `modulations` made of the last three, so that it need not be made again.
 
         Returns:
             (b, c, t, h, w) in the dtype of the latents.
         """
         b = noisy_latents.shape[0]
-        condition = self.embed_condition(
-            torch.as_tensor(timestep, device=noisy_latents.device).expand(b), class_labels, fps
-        )
+        made: Iterator[Tensor | None] = repeat(None) if modulations is None else iter(modulations)
+        condition = noisy_latents  # unused where everything is made
+        if modulations is None:
+            timestep = torch.as_tensor(timestep, device=noisy_latents.device).expand(b)
+            condition = self.embed_condition(timestep, class_labels, fps)
         x = self.stem(fold(noisy_latents, self.patch))
         skips = [x]
         for level, stage in enumerate(self.down):
             for block in stage.children():
-                x = self._call(block, x, condition)
+                x = self._call(block, x, condition, next(made))
                 skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)
                 skips.append(x)
         for block in self.middle:
-            x = self._call(block, x, condition)
+            x = self._call(block, x, condition, next(made))
         for level, stage in enumerate(self.up):
             for block in stage.children():
-                x = self._call(block, torch.cat([x, skips.pop()], dim=1), condition)
+                x = self._call(block, torch.cat([x, skips.pop()], dim=1), condition, next(made))
             if level < len(self.upsample):
                 x = self.upsample[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
         return unfold(self.head(F.silu(self.norm(x))), self.patch)
@@ -238,10 +257,43 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             embedded = embedded + self.class_embed(class_labels)
         return embedded
 
-    def _call(self, block: nn.Module, x: Tensor, condition: Tensor) -> Tensor:
+    @apply_forward_hook
+    def modulations(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> list[Tensor]:
+        """Scale and shift (b, 2 c) of each block, in the order of use, from (b,) each."""
+        condition = self.embed_condition(timestep, class_labels, fps)
+        stages = (*self.down, self.middle, *self.up)
+        blocks = (cast(Block, block) for stage in stages for block in stage.children())
+        return [block.residual.modulation(condition) for block in blocks]
+
+    def _call(self, block: nn.Module, x: Tensor, condition: Tensor, made: Tensor | None) -> Tensor:
         if self.gradient_checkpointing and self.training:
-            return checkpoint(block, x, condition, use_reentrant=False)
-        return block(x, condition)
+            return checkpoint(block, x, condition, made, use_reentrant=False)
+        return block(x, condition, made)
+
+
+class StepModulations:
+    """The modulations of all steps of a sampling, made together at the first of them."""
+
+    def __init__(self, denoiser: VideoDenoiser, timesteps: Tensor) -> None:
+        """`timesteps` (s,) are those to come; of others the modulations are made one by one."""
+        self._denoiser, self._timesteps = denoiser, timesteps
+        self._number = {float(timestep): number for number, timestep in enumerate(timesteps)}
+        self._made: dict[int, list[Tensor]] = {}  # (s, b, 2 c) each, by b
+
+    def at(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> list[Tensor] | None:
+        """Those of one step; None if they are to be made where they are used.
+
+        A sampling asks with one set of labels and rates for each size of batch: with guidance or without.
+        """
+        b, steps = len(fps), len(self._timesteps)
+        number = self._number.get(float(timestep)) if timestep.numel() == 1 else None
+        if number is None or b * steps > _PLANNED:
+            return None
+        if b not in self._made:
+            labels = None if class_labels is None else class_labels.repeat(steps)
+            made = self._denoiser.modulations(self._timesteps.repeat_interleave(b), labels, fps.repeat(steps))
+            self._made[b] = [modulation.unflatten(0, (steps, b)) for modulation in made]
+        return [modulation[number] for modulation in self._made[b]]
 
 
 def _check(

@@ -37,7 +37,7 @@ from vqvdm.arguments import (
     number,
     one_generator_each,
 )
-from vqvdm.denoiser import VideoDenoiser
+from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
 from vqvdm.identity import fingerprint
@@ -361,9 +361,11 @@ class VQVDMPipeline(DiffusionPipeline):
     def _predictor(self, labels: Tensor | None, fps: Tensor, interval: tuple[float, float], rescale: float) -> Predict:
         """(scaled latents (b, c, t, h, w), timestep, step) -> what the scheduler expects, guided in the interval."""
         latest: dict[str, Tensor] = {}
+        planned = StepModulations(self.denoiser, self.scheduler.timesteps)
 
         def denoise(noisy: Tensor, timestep: Tensor, class_labels: Tensor | None, rates: Tensor) -> Tensor:
-            prediction = self.denoiser(noisy.to(self.denoiser.dtype), timestep, class_labels, rates).float()
+            made = planned.at(timestep, class_labels, rates)
+            prediction = self.denoiser(noisy.to(self.denoiser.dtype), timestep, class_labels, rates, made).float()
             latest["conditional"] = prediction[: len(fps)]  # the first half of a guided batch
             return prediction
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vqvdm.denoiser import VideoDenoiser
+from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
 from vqvdm.metrics.i3d import I3D, SIDE, shapes
@@ -124,11 +124,17 @@ class Subject:
         denoiser = self.pipeline.denoiser
         labels = torch.zeros(1, dtype=torch.int64, device=self.device) if self.pipeline.num_classes else None
         rate = torch.full((1,), 8.0, device=self.device)
-        step = guided(denoiser, self.pipeline.num_classes, scale)
+        timestep = torch.full((1,), 500.0, device=self.device)
+        planned = StepModulations(denoiser, timestep)  # as in sampling, where those of all steps are made at once
+
+        def denoise(noisy: Tensor, time: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
+            return denoiser(noisy, time, class_labels, fps, planned.at(time, class_labels, fps))
+
+        step = guided(denoise, self.pipeline.num_classes, scale)
 
         @torch.inference_mode()
         def run() -> Tensor:
-            return step(self.latents, torch.tensor(500.0, device=self.device), labels, rate)
+            return step(self.latents, timestep[0], labels, rate)
 
         sampling = copy_context()  # in which weights stay packed from step to step, as they do within a call
         sampling.run(keep_packed)
