@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -212,10 +213,12 @@ def test_shell_lines(document: str, line: str) -> None:
     if words is not None:
         parse(words)
         return
-    known = ("pip install ", "make ")
+    known = ("pip install ", "make ", "scripts/")
     assert line.startswith(known), f"{document}: {line}"
     if line.startswith("make "):
         assert re.search(rf"^{line.split()[1]}:", read("Makefile"), re.MULTILINE)
+    if line.startswith("scripts/"):
+        assert os.access(ROOT / line.split()[0], os.X_OK), f"{document}: {line}"
 
 
 @pytest.mark.parametrize("line", [line for _, line in shell_lines() if line.startswith("torchrun ")])
