@@ -42,10 +42,10 @@ class ResidualBlock(nn.Module):
         self.conv2 = Conv3d(out_channels, out_channels, kernel, padding=padding)
         self.skip = Conv3d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
-    def forward(self, x: Tensor, condition: Tensor, made: Tensor | None = None) -> Tensor:
-        """(b, c, t, h, w), (b, e) -> (b, c', t, h, w); `made` is the modulation (b, 2 c') where it is known already."""
+    def forward(self, x: Tensor, condition: Tensor, made: bool = False) -> Tensor:
+        """(b, c, t, h, w), (b, e) -> (b, c', t, h, w); if it is `made`, `condition` is its modulation (b, 2 c')."""
         h = self.conv1(F.silu(self.norm1(x)))
-        modulation = self.modulation(condition) if made is None else made
+        modulation = condition if made else self.modulation(condition)
         scale, shift = modulation[:, :, None, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
         return self.skip(x) + self.conv2(F.silu(h))
@@ -120,7 +120,7 @@ class Block(nn.Module):
         self.space = Attention(out, head_dim, "space") if attention else nn.Identity()
         self.time = Attention(out, head_dim, "time")
 
-    def forward(self, x: Tensor, condition: Tensor, made: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, made: bool = False) -> Tensor:
         """(b, c, t, h, w), (b, e) -> (b, out, t, h, w); see `ResidualBlock`."""
         return self.time(self.space(self.residual(x, condition, made)))
 
@@ -220,25 +220,26 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             (b, c, t, h, w) in the dtype of the latents.
         """
         b = noisy_latents.shape[0]
-        made: Iterator[Tensor | None] = repeat(None) if modulations is None else iter(modulations)
-        condition = noisy_latents  # unused where everything is made
+        made = modulations is not None
         if modulations is None:
             timestep = torch.as_tensor(timestep, device=noisy_latents.device).expand(b)
-            condition = self.embed_condition(timestep, class_labels, fps)
+            conditions: Iterator[Tensor] = repeat(self.embed_condition(timestep, class_labels, fps))
+        else:
+            conditions = iter(modulations)
         x = self.stem(fold(noisy_latents, self.patch))
         skips = [x]
         for level, stage in enumerate(self.down):
             for block in stage.children():
-                x = self._call(block, x, condition, next(made))
+                x = self._call(block, x, next(conditions), made)
                 skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)
                 skips.append(x)
         for block in self.middle:
-            x = self._call(block, x, condition, next(made))
+            x = self._call(block, x, next(conditions), made)
         for level, stage in enumerate(self.up):
             for block in stage.children():
-                x = self._call(block, torch.cat([x, skips.pop()], dim=1), condition, next(made))
+                x = self._call(block, torch.cat([x, skips.pop()], dim=1), next(conditions), made)
             if level < len(self.upsample):
                 x = self.upsample[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
         return unfold(self.head(F.silu(self.norm(x))), self.patch)
@@ -265,7 +266,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         blocks = (cast(Block, block) for stage in stages for block in stage.children())
         return [block.residual.modulation(condition) for block in blocks]
 
-    def _call(self, block: nn.Module, x: Tensor, condition: Tensor, made: Tensor | None) -> Tensor:
+    def _call(self, block: nn.Module, x: Tensor, condition: Tensor, made: bool) -> Tensor:
         if self.gradient_checkpointing and self.training:
             return checkpoint(block, x, condition, made, use_reentrant=False)
         return block(x, condition, made)
@@ -277,7 +278,7 @@ class StepModulations:
     def __init__(self, denoiser: VideoDenoiser, timesteps: Tensor) -> None:
         """`timesteps` (s,) are those to come; of others the modulations are made one by one."""
         self._denoiser, self._timesteps = denoiser, timesteps
-        self._number = {float(timestep): number for number, timestep in enumerate(timesteps)}
+        self._number = {timestep: number for number, timestep in enumerate(timesteps.tolist())}
         self._made: dict[int, list[Tensor]] = {}  # (s, b, 2 c) each, by b
 
     def at(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> list[Tensor] | None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vqvdm.benchmark.stages import GUIDANCE, Stage, Subject
 from vqvdm.errors import InputError
-from vqvdm.processor import fast_bf16
+from vqvdm.loading import pick_dtype
 
 SHIPPED, TUNED, TUNED_BATCH, CONTROL = "vdm step", "vdm step, bf16", "vdm step, bf16, batch 2", "vdm at latent size"
 _DIM = 64  # of the first level; 36M parameters
@@ -46,7 +46,7 @@ def peer_stages(subject: Subject) -> tuple[dict[str, Stage], int]:
     pixels, latents = (1, 3, data.frames, data.size // 2, data.size // 2), (1, *subject.latent_shape)
     torch.manual_seed(0)
     plain = unet(dim=_DIM, cond_dim=_CONDITION).to(device).eval()
-    best = torch.bfloat16 if fast_bf16(device) else torch.float32
+    best = pick_dtype("auto", device)
     tuned = unet(dim=_DIM, cond_dim=_CONDITION).to(device, best).eval()
     # Its sinusoids of the noise level are float32 whatever the network is.
     tuned.time_mlp[1].register_forward_pre_hook(lambda layer, given: (given[0].to(best),))

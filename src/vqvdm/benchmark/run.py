@@ -68,22 +68,17 @@ def main(
     if against == "vdm":
         wanted += [name for name in _COMPARED if name not in wanted]
     settings, place = Recipe.load(recipe, overrides, check_models=True), pick_device(device)
-    chosen = pick_dtype(dtype, place)
-    subject = Subject(settings, place, chosen)
+    subject = Subject(settings, place, pick_dtype(dtype, place))
     with ExitStack() as stack:
         cases: dict[str, Stage] = subject.stages() | start_stages()
         if "evaluate" in wanted:
             cases["evaluate"] = evaluation_stage(place)
         cases |= stack.enter_context(training_stages(subject, [name for name in wanted if name in TRAINING]))
-        chosen_cases = {name: cases[name] for name in wanted}
-        if against == "vdm":
-            peer, peer_parameters = peer_stages(subject)
-            _time(subject, {**chosen_cases, **peer}, rounds, peer_parameters)
-        else:
-            _time(subject, chosen_cases, rounds)
+        peer, peer_parameters = peer_stages(subject) if against == "vdm" else ({}, None)
+        _time(subject, {name: cases[name] for name in wanted} | peer, rounds, peer_parameters)
 
 
-def _time(subject: Subject, cases: Mapping[str, Stage], rounds: int, peer_parameters: int | None = None) -> None:
+def _time(subject: Subject, cases: Mapping[str, Stage], rounds: int, peer_parameters: int | None) -> None:
     """Take the times and print them; the peer's stages are among them if its number of parameters is given."""
     place = subject.device
     copy, copied = memory_copy(place)

@@ -20,7 +20,7 @@ from vqvdm.data.clips import ClipDataset, ClipTiming
 from vqvdm.data.index import build_index
 from vqvdm.data.listing import Sample
 from vqvdm.latents import LatentCache, write_latents
-from vqvdm.processor import fast_bf16
+from vqvdm.loading import pick_dtype
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train.denoiser import DenoiserStage
@@ -79,7 +79,7 @@ def _update(
     (batches,) = updates(order, dataset, last, last + 1, 0, subject.device)
     run = partial(update, last, batches)
     clips = training.batch * training.accumulate
-    dtype = torch.bfloat16 if training.precision == "bf16" and fast_bf16(subject.device) else torch.float32
+    dtype = pick_dtype("auto" if training.precision == "bf16" else "float32", subject.device)
     return Stage(run, f"{what}, {clips} clips", flops_of(run), clips, dtype)
 
 
