@@ -12,10 +12,12 @@ import torch
 
 from vqvdm import cli
 from vqvdm.benchmark.peer import CONTROL, SHIPPED, TUNED, TUNED_BATCH, peer_stages
+from vqvdm.benchmark.resources import Work, energy_meter, peak_memory, work_of
 from vqvdm.benchmark.run import compare
-from vqvdm.benchmark.stages import Subject, flops_of, matrix_product
+from vqvdm.benchmark.stages import NETWORKS, Subject, matrix_product, memory_copy
+from vqvdm.benchmark.start import START
 from vqvdm.benchmark.timing import Timing, alternate, fractions, ratios
-from vqvdm.benchmark.training import TRAINING, training_stages
+from vqvdm.benchmark.training import TRAINING
 from vqvdm.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -35,24 +37,61 @@ def test_cases_take_turns_after_one_that_does_not_count():
     assert {name: len(timing.seconds) for name, timing in found.items()} == {"a": 3, "b": 3}
 
 
-def test_operations_are_those_of_the_closed_form():
-    assert matrix_product(CPU, torch.float32).flops == 2 * 2048**3
+def test_operations_and_bytes_are_those_of_the_closed_form():
+    product = matrix_product(CPU, torch.float32).work
+    assert product == Work(2 * 2048**3, 3 * 4 * 2048**2)
     x, weight = torch.rand(2, 3, 4, 8, 8), torch.rand(5, 3, 3, 3, 3)
-    convolution = partial(torch.nn.functional.conv3d, x, weight, padding=1)
-    assert flops_of(convolution) == 2 * (2 * 5 * 4 * 8 * 8) * (3 * 27)
+    found = work_of(partial(torch.nn.functional.conv3d, x, weight, padding=1))
+    assert found.flops == 2 * (2 * 5 * 4 * 8 * 8) * (3 * 27)
+    assert found.moved == 4 * (2 * 3 * 256 + 5 * 3 * 27 + 2 * 5 * 256)
+    assert memory_copy(CPU).work == Work(0, 2 * 4 * 2**26)
+    # views cost nothing, what is expanded is stored once, what is changed in place is read and written
+    row = torch.rand(1, 100)
+    assert work_of(lambda: row.t().unsqueeze(0)[..., 0]).moved == 0
+    assert work_of(lambda: row.expand(50, 100).sum()).moved == 4 * (100 + 1)
+    assert work_of(lambda: row.add_(1.0)).moved == 4 * 2 * 100
 
 
-def test_stages_of_a_recipe_do_what_they_say():
+def test_peak_memory_is_that_of_the_run():
+    found = peak_memory(lambda: torch.ones(25_000_000).add(1), CPU)
+    if found is None:
+        pytest.skip("this system does not tell")
+    assert found == pytest.approx(2e8, rel=0.2)
+
+
+def test_energy_is_what_the_counters_rise_by(tmp_path):
+    assert energy_meter(CPU, tmp_path) is None
+    for name, now in (("intel-rapl:0", 900), ("intel-rapl:1", 5), ("intel-rapl:0:0", 7)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{now}\n")
+        (tmp_path / name / "max_energy_range_uj").write_text("999\n")
+    spent = energy_meter(CPU, tmp_path)
+    (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100\n")  # it began anew at 999
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("25\n")
+    assert spent() == pytest.approx((200 + 20) / 1e6)
+    assert spent() == 0
+
+
+def test_stages_of_a_recipe_do_what_they_say(tmp_path):
     subject = Subject(Recipe.load("demo"), CPU, torch.float32)
-    stages = subject.stages()
+    stages = {name: make(subject, tmp_path) for name, make in NETWORKS.items() if name != "evaluate"}
     assert stages["encode"].run().shape == (1, *subject.latent_shape)
     assert stages["decode"].run().shape == (1, 3, 16, 32, 32)
     assert stages["step"].run().shape == (1, *subject.latent_shape)
     video = stages["clip"].run()
     assert (video.shape, video.dtype) == ((1, 16, 3, 32, 32), torch.uint8)
-    assert stages["guided step"].flops == 2 * stages["step"].flops
-    assert stages["clip"].flops == 20 * stages["guided step"].flops + stages["decode"].flops
+    step, guided, decode = (stages[name].work for name in ("step", "guided step", "decode"))
+    assert guided.flops == 2 * step.flops
+    assert step.moved < guided.moved < 2 * step.moved  # the weights are read once for both
+    for name, steps in (("clip", 20), ("100 steps", 100)):
+        assert stages[name].work.flops == pytest.approx(steps * guided.flops + decode.flops, rel=0.05)
     assert subject.parameters()["denoiser"] == sum(p.numel() for p in subject.pipeline.denoiser.parameters())
+
+
+def test_a_first_video_is_made_in_a_process_of_its_own(tmp_path):
+    recipe = Recipe.load("demo", ["denoiser.model.channels=[16]", "denoiser.model.head_dim=8", "sampling.steps=1"])
+    START["first video"](Subject(recipe, CPU, torch.float32), tmp_path).run()
+    assert len(list((tmp_path / "samples").glob("*.mp4"))) == 1
 
 
 def test_parts_that_need_single_precision_keep_it():
@@ -65,12 +104,15 @@ def test_parts_that_need_single_precision_keep_it():
 
 def test_the_command(capsys):
     arguments = ["benchmark", "--recipe", "demo", "--rounds", "1", "--dtype", "float32"]
-    assert cli.main([*arguments, "--stages", "guided step,decode,clip,help"]) == 0
+    assert cli.main([*arguments, "--stages", "guided step,decode,clip,help", "--price", "3.6"]) == 0
     lines = capsys.readouterr().out.splitlines()
     found = json.loads(lines[-1])
     for key in ("clip_seconds", "decode_seconds", "guided_step_fraction_of_ceiling", "decode_fraction_of_ceiling"):
         assert found[key] > 0
         assert f"{key}_spread" in found
+    assert found["decode_fraction_of_bandwidth"] > 0
+    assert found["clip_cost_of_1000_clips"] == pytest.approx(found["clip_seconds"])  # 0.001 a second
+    assert {"clip_joules", "clip_peak_memory_bytes", "clip_flops", "clip_bytes_moved"} <= found.keys()
     assert found["recipe"] == "demo"
     assert found["parameters"]["denoiser"] > 1e6
     assert {"machine", "commit", "peak_memory_bytes"} <= found.keys()
@@ -78,22 +120,23 @@ def test_the_command(capsys):
     assert cli.main([*arguments, "--stages", "decoding"]) == 2
     assert "no stage 'decoding'; did you mean 'decode'" in capsys.readouterr().err
     assert cli.main([*arguments, "--rounds", "0"]) == 2
+    assert cli.main([*arguments, "--price", "0"]) == 2
     assert cli.main(["benchmark", "--recipe", "vdm"]) == 2
     assert "diffuses pixels" in capsys.readouterr().err
 
 
-def test_training_and_reading_do_what_they_say():
+def test_training_and_reading_do_what_they_say(tmp_path):
     recipe = Recipe.load(
         "demo", ["tokenizer.training.batch=2", "denoiser.training.batch=3", "tokenizer.training.steps=9"]
     )
-    with training_stages(Subject(recipe, CPU, torch.float32), list(TRAINING)) as stages:
-        assert set(stages) == set(TRAINING)
-        assert [stages[name].clips for name in TRAINING] == [2, 3, 8, 8]
-        for name in ("read clips", "read latents"):
-            stages[name].run()
-        found = stages["train denoiser"].run()
-        assert found["loss"].isfinite()
-        assert stages["train denoiser"].flops > 3 * 3 * 0.9 * Subject(recipe, CPU, torch.float32).stages()["step"].flops
+    subject = Subject(recipe, CPU, torch.float32)
+    stages = {name: make(subject, tmp_path / name) for name, make in TRAINING.items()}
+    assert [stages[name].clips for name in TRAINING] == [2, 3, 8, 8]
+    for name in ("read clips", "read latents"):
+        stages[name].run()
+    found = stages["train denoiser"].run()
+    assert found["loss"].isfinite()
+    assert stages["train denoiser"].work.flops > 3 * 3 * 0.9 * NETWORKS["step"](subject, tmp_path).work.flops
 
 
 def test_ratios_to_the_peer():

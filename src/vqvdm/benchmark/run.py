@@ -5,32 +5,25 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Mapping
-from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 
 from vqvdm import __version__
 from vqvdm.benchmark.peer import CONTROL, SHIPPED, TUNED, TUNED_BATCH, peer_stages
-from vqvdm.benchmark.stages import (
-    Stage,
-    Subject,
-    evaluation_stage,
-    matrix_product,
-    memory_copy,
-    start_stages,
-)
+from vqvdm.benchmark.stages import NETWORKS, Stage, Subject, matrix_product, memory_copy
+from vqvdm.benchmark.start import START
 from vqvdm.benchmark.timing import Timing, alternate, fractions, quicker, ratios
-from vqvdm.benchmark.training import TRAINING, training_stages
+from vqvdm.benchmark.training import TRAINING
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.loading import pick_device, pick_dtype
 from vqvdm.machine import commit, machine
 from vqvdm.recipe import Recipe
 from vqvdm.structure import did_you_mean
 
-STAGES = (
-    "step", "guided step", "encode", "decode", "clip", "100 steps", *TRAINING, "evaluate", "import", "help",
-)  # fmt: skip
+STAGES = {**NETWORKS, **TRAINING, **START}
 _LONG = ("100 steps", "train tokenizer", "train denoiser")  # only if asked for
 _COMPARED = ("guided step", "100 steps")
 _CEILING, _MEMORY = "matrix product", "copy"
@@ -43,6 +36,7 @@ def main(
     rounds: int = 5,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     against: Literal["none", "vdm"] = "none",
+    price: float | None = None,
     device: str = "auto",
 ) -> None:
     """Time the stages of a recipe, with random weights, by turns, beside what the machine can do at best.
@@ -52,15 +46,18 @@ def main(
     Args:
         overrides: changes of the recipe as key=value.
         recipe: a packaged recipe, a YAML file, or a run folder.
-        stages: which, with commas between: step, guided step, encode, decode, clip, 100 steps, train tokenizer, train
-            denoiser, read clips, read latents, evaluate, import, help.
+        stages: which, with commas between: step, guided step, encode, decode, clip, 100 steps, evaluate, train
+            tokenizer, train denoiser, read clips, read latents, import, help, first video.
         rounds: repetitions of each that count; one more warms up.
         dtype: of both networks; auto is bfloat16 where the processor is fast at it.
         against: vdm also times guided steps of the package video-diffusion-pytorch, and gives the ratios to ours; it
             adds the stages guided step and 100 steps. Its 100 steps are taken for 100 times one.
+        price: of an hour of this machine, in any currency: gives the cost of a thousand clips.
         device: cpu, cuda, mps or auto.
     """
     check_at_least_one(rounds=rounds)
+    if price is not None and not price > 0:
+        raise InputError(f"--price {price:g}: must be above 0")
     wanted = [name.strip() for name in stages.split(",") if name.strip()]
     for name in wanted:
         if name not in STAGES:
@@ -69,40 +66,36 @@ def main(
         wanted += [name for name in _COMPARED if name not in wanted]
     settings, place = Recipe.load(recipe, overrides, check_models=True), pick_device(device)
     subject = Subject(settings, place, pick_dtype(dtype, place))
-    with ExitStack() as stack:
-        cases: dict[str, Stage] = subject.stages() | start_stages()
-        if "evaluate" in wanted:
-            cases["evaluate"] = evaluation_stage(place)
-        cases |= stack.enter_context(training_stages(subject, [name for name in wanted if name in TRAINING]))
+    with TemporaryDirectory(prefix="vqvdm-benchmark-") as folder:
+        cases = {name: STAGES[name](subject, Path(folder, name)) for name in wanted}
         peer, peer_parameters = peer_stages(subject) if against == "vdm" else ({}, None)
-        _time(subject, {name: cases[name] for name in wanted} | peer, rounds, peer_parameters)
-
-
-def _time(subject: Subject, cases: Mapping[str, Stage], rounds: int, peer_parameters: int | None) -> None:
-    """Take the times and print them; the peer's stages are among them if its number of parameters is given."""
-    place = subject.device
-    copy, copied = memory_copy(place)
-    kinds = {stage.dtype for stage in cases.values()} | {torch.float32}
-    ceilings = {f"{_CEILING}, {_name(kind)}": matrix_product(place, kind) for kind in kinds}
-    every = {**cases, **ceilings, _MEMORY: copy}
-    timings = alternate({name: stage.run for name, stage in every.items()}, rounds, place)
-    shares = {
-        name: fractions(stage.flops, timings[name], _reached(ceilings, timings, stage.dtype))
-        for name, stage in cases.items()
-        if stage.flops is not None
-    }
-    print(_table({**cases, **ceilings}, timings, shares))
-    print(f"{_MEMORY:<28}{copied / timings[_MEMORY].median / 1e9:>10.1f} GB/s read and written")
-    summary = _summary(subject, timings, shares)
+        timings, summary = _time(subject, cases | peer, rounds, price)
     if peer_parameters is not None:
-        compared = compare(timings)
         own = subject.parameters()["denoiser"]
         print(f"VDM has {peer_parameters / 1e6:.1f}M parameters, our denoiser {own / 1e6:.1f}M")
-        for name, ratio in compared.items():
+        for name, ratio in compare(timings).items():
             print(f"{name:<28}{ratio.median:>10.1f}{ratio.spread:>8.0%}")
             summary |= {name: ratio.median, f"{name}_spread": ratio.spread}
         summary["vdm_parameters"] = peer_parameters
     print(json.dumps(summary))
+
+
+def _time(
+    subject: Subject, cases: Mapping[str, Stage], rounds: int, price: float | None
+) -> tuple[dict[str, Timing], dict[str, Any]]:
+    """Take the times of all cases and of the ceilings, print the table, and return the times and what JSON says."""
+    place = subject.device
+    kinds = {stage.dtype for stage in cases.values()} | {torch.float32}
+    ceilings = {f"{_CEILING}, {_name(kind)}": matrix_product(place, kind) for kind in kinds} | {
+        _MEMORY: memory_copy(place)
+    }
+    every = {**cases, **ceilings}
+    timings = alternate({name: stage.run for name, stage in every.items()}, rounds, place)
+    shares = _shares(cases, ceilings, timings)
+    print(_table(every, timings, shares))
+    for line in _remarks(cases, timings, price):
+        print(line)
+    return timings, _summary(subject, every, timings, shares, price)
 
 
 def compare(timings: Mapping[str, Timing]) -> dict[str, Timing]:
@@ -124,33 +117,94 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _reached(ceilings: Mapping[str, Stage], timings: Mapping[str, Timing], dtype: torch.dtype) -> list[float]:
-    """FLOPs a second of the matrix product in each round."""
-    name = f"{_CEILING}, {_name(dtype)}"
-    flops = ceilings[name].flops or 0.0
-    return [flops / seconds for seconds in timings[name].seconds]
+def _shares(
+    cases: Mapping[str, Stage], ceilings: Mapping[str, Stage], timings: Mapping[str, Timing]
+) -> dict[str, dict[str, Timing]]:
+    """Of each case whose work is known: its share of the matrix product's rate, and of the copy's."""
 
+    def reached(name: str, quantity: str) -> list[float]:
+        return [getattr(ceilings[name].work, quantity) / seconds for seconds in timings[name].seconds]
 
-def _table(cases: Mapping[str, Stage], timings: Mapping[str, Timing], shares: Mapping[str, Timing]) -> str:
-    lines = [f"{'':<28}{'seconds':>10}{'spread':>8}{'GFLOP':>9}{'GFLOP/s':>9}{'ceiling':>9}{'clips/s':>9}"]
+    shares: dict[str, dict[str, Timing]] = {"ceiling": {}, "bandwidth": {}}
     for name, stage in cases.items():
-        timing = timings[name]
-        work = stage.flops
-        row = f"{name:<28}{timing.median:>10.4g}{timing.spread:>8.0%}"
-        row += f"{'-':>9}{'-':>9}" if work is None else f"{work / 1e9:>9.4g}{work / timing.median / 1e9:>9.4g}"
-        row += f"{shares[name].median:>9.0%}" if name in shares else f"{'-':>9}"
-        row += f"{stage.clips / timing.median:>9.3g}" if stage.clips else f"{'-':>9}"
-        lines.append(f"{row}  {stage.what}")
+        if stage.work is not None:
+            product = reached(f"{_CEILING}, {_name(stage.dtype)}", "flops")
+            shares["ceiling"][name] = fractions(stage.work.flops, timings[name], product)
+            shares["bandwidth"][name] = fractions(stage.work.moved, timings[name], reached(_MEMORY, "moved"))
+    return shares
+
+
+# Heading, width, and what stands below it.
+_COLUMNS = (
+    ("seconds", 10), ("spread", 8), ("GFLOP", 9), ("GFLOP/s", 9), ("ceiling", 9),
+    ("GB", 8), ("GB/s", 8), ("bandwidth", 11), ("peak MB", 9), ("clips/s", 9),
+)  # fmt: skip
+
+
+def _table(
+    cases: Mapping[str, Stage], timings: Mapping[str, Timing], shares: Mapping[str, Mapping[str, Timing]]
+) -> str:
+    lines = [f"{'':<28}" + "".join(f"{heading:>{width}}" for heading, width in _COLUMNS)]
+    for name, stage in cases.items():
+        timing, work = timings[name], stage.work
+        cells = [f"{timing.median:.4g}", f"{timing.spread:.0%}"]
+        cells += _of_work(work.flops if work else None, timing, shares["ceiling"].get(name))
+        cells += _of_work(work.moved if work else None, timing, shares["bandwidth"].get(name))
+        cells.append("-" if timing.memory is None else f"{timing.memory / 1e6:.0f}")
+        cells.append(f"{stage.clips / timing.median:.3g}" if stage.clips else "-")
+        row = "".join(f"{cell:>{width}}" for cell, (_, width) in zip(cells, _COLUMNS, strict=True))
+        lines.append(f"{name:<28}{row}  {stage.what}")
     return "\n".join(lines)
 
 
-def _summary(subject: Subject, timings: Mapping[str, Timing], shares: Mapping[str, Timing]) -> dict[str, Any]:
-    """For scripts: seconds of each stage, shares of the ceiling, and what they depend on."""
+def _of_work(quantity: float | None, timing: Timing, share: Timing | None) -> list[str]:
+    if not quantity:
+        return ["-", "-", "-"]
+    return [
+        f"{quantity / 1e9:.4g}",
+        f"{quantity / timing.median / 1e9:.4g}",
+        "-" if share is None else f"{share.median:.0%}",
+    ]
+
+
+def _remarks(cases: Mapping[str, Stage], timings: Mapping[str, Timing], price: float | None) -> list[str]:
+    """Energy and cost of clips, where they are known."""
+    lines = []
+    for name, stage in cases.items():
+        joules = timings[name].joules
+        if stage.clips and joules is not None:
+            lines.append(f"{name}: {joules / stage.clips:.3g} J a clip")
+        if stage.clips and price is not None:
+            lines.append(f"{name}: {_cost(stage, timings[name], price):.3g} for a thousand clips")
+    return lines
+
+
+def _cost(stage: Stage, timing: Timing, price: float) -> float:
+    """Of a thousand clips, by the price of an hour."""
+    return 1000 * timing.median / stage.clips * price / 3600
+
+
+def _summary(
+    subject: Subject,
+    cases: Mapping[str, Stage],
+    timings: Mapping[str, Timing],
+    shares: Mapping[str, Mapping[str, Timing]],
+    price: float | None,
+) -> dict[str, Any]:
+    """For scripts: seconds of each stage, shares of the ceilings, and what they depend on."""
+    kinds = {"seconds": timings} | {f"fraction_of_{kind}": values for kind, values in shares.items()}
     found: dict[str, Any] = {}
-    for kind, values in (("seconds", timings), ("fraction_of_ceiling", shares)):
-        for name, timing in values.items():
-            key = f"{name.replace(', ', '_').replace(' ', '_')}_{kind}"
-            found |= {key: timing.median, f"{key}_spread": timing.spread}
+    for name, stage in cases.items():
+        key = name.replace(", ", "_").replace(" ", "_")
+        for kind, values in kinds.items():
+            if name in values:
+                found |= {f"{key}_{kind}": values[name].median, f"{key}_{kind}_spread": values[name].spread}
+        found |= {f"{key}_peak_memory_bytes": timings[name].memory, f"{key}_joules": timings[name].joules}
+        if stage.work is not None:
+            found |= {f"{key}_flops": stage.work.flops, f"{key}_bytes_moved": stage.work.moved}
+        if stage.clips:
+            found[f"{key}_clips_per_second"] = stage.clips / timings[name].median
+            found |= {f"{key}_cost_of_1000_clips": _cost(stage, timings[name], price)} if price is not None else {}
     return {
         **found,
         "recipe": subject.recipe.name,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
+from vqvdm.benchmark.resources import Work, work_of
 from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
@@ -36,7 +34,7 @@ class Stage:
 
     Attributes:
         run: does it once.
-        flops: of one run, products and sums counted apart, in convolutions, linear layers and attention; None unknown.
+        work: of one run; None unknown.
         clips: that one run makes or takes; 0 where it makes none.
         dtype: in which most of it computes.
         what: in words.
@@ -44,7 +42,7 @@ class Stage:
 
     run: Callable[[], object]
     what: str
-    flops: float | None = None
+    work: Work | None = None
     clips: float = 0.0
     dtype: torch.dtype = torch.float32
 
@@ -77,6 +75,8 @@ class Subject:
             num_frames=recipe.data.frames,
             height=recipe.data.size,
             width=recipe.data.size,
+            num_inference_steps=recipe.sampling.steps,
+            guidance_scale=recipe.sampling.guidance_scale,
             diffusion={name: getattr(objective, name) for name in OBJECTIVE},
         )
         for network in (self.tokenizer, self.pipeline.denoiser):
@@ -92,24 +92,9 @@ class Subject:
         networks = {"tokenizer": self.tokenizer, "denoiser": self.pipeline.denoiser}
         return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
 
-    def stages(self) -> dict[str, Stage]:
-        """Everything that needs no files and no training, by name."""
-        tokenizer, clip = self.tokenizer, self.clip.to(self.dtype)
-        made = {
-            "step": (self._step(1.0), "one step of the denoiser, one clip, without guidance", 0.0),
-            "guided step": (self._step(GUIDANCE), "one step, one clip, both passes in one batch", 0.0),
-            "encode": (partial(tokenizer.encode, clip), "one clip to latents", 1.0),
-            "decode": (partial(tokenizer.decode, self.latents), "latents to one clip", 1.0),
-            "clip": (partial(self._sample, STEPS), f"noise to uint8 video: {STEPS} guided steps and decoding", 1.0),
-            "100 steps": (partial(self._sample, 100), "noise to uint8 video: 100 guided steps and decoding", 1.0),
-        }
-        counted = {name: flops_of(run) for name, (run, _, _) in made.items() if name not in ("clip", "100 steps")}
-        for name, steps in (("clip", STEPS), ("100 steps", 100)):
-            counted[name] = steps * counted["guided step"] + counted["decode"]
-        return {name: Stage(run, what, counted[name], clips, self.dtype) for name, (run, what, clips) in made.items()}
-
     @torch.inference_mode()
-    def _sample(self, steps: int) -> Tensor:
+    def sample(self, steps: int) -> Tensor:
+        """One clip out of noise, guided: uint8 (1, t, c, h, w)."""
         labels = [0] if self.pipeline.num_classes else None
         output: Any = self.pipeline(
             class_labels=labels,
@@ -120,7 +105,8 @@ class Subject:
         )
         return (output.frames * 255).round().byte().cpu()
 
-    def _step(self, scale: float) -> Callable[[], Tensor]:
+    def step(self, scale: float) -> Callable[[], Tensor]:
+        """One step of the denoiser for one clip, to be called again and again."""
         denoiser = self.pipeline.denoiser
         labels = torch.zeros(1, dtype=torch.int64, device=self.device) if self.pipeline.num_classes else None
         rate = torch.full((1,), 8.0, device=self.device)
@@ -149,56 +135,65 @@ def _cast(network: VideoTokenizer | VideoDenoiser, dtype: torch.dtype) -> None:
             part.to(dtype)
 
 
-def evaluation_stage(device: torch.device) -> Stage:
+def _counted(what: str, run: Callable[[], object], dtype: torch.dtype, clips: float = 0.0) -> Stage:
+    run()  # what happens once, such as the packing of weights, does not count
+    return Stage(run, what, work_of(run), clips, dtype)
+
+
+def _step(subject: Subject, folder: Path) -> Stage:
+    return _counted("one step of the denoiser, one clip, without guidance", subject.step(1.0), subject.dtype)
+
+
+def _guided_step(subject: Subject, folder: Path) -> Stage:
+    return _counted("one step, one clip, both passes in one batch", subject.step(GUIDANCE), subject.dtype)
+
+
+def _encode(subject: Subject, folder: Path) -> Stage:
+    run = partial(subject.tokenizer.encode, subject.clip.to(subject.dtype))
+    return _counted("one clip to latents", run, subject.dtype, 1.0)
+
+
+def _decode(subject: Subject, folder: Path) -> Stage:
+    return _counted("latents to one clip", partial(subject.tokenizer.decode, subject.latents), subject.dtype, 1.0)
+
+
+def _clip(steps: int, subject: Subject, folder: Path) -> Stage:
+    one, two = (work_of(partial(subject.sample, number)) for number in (1, 2))
+    what = f"noise to uint8 video: {steps} guided steps and decoding"
+    return Stage(partial(subject.sample, steps), what, one + (steps - 1) * (two - one), 1.0, subject.dtype)
+
+
+def _evaluate(subject: Subject, folder: Path) -> Stage:
     """I3D with random weights on two clips of 16 frames."""
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.rand(shape, generator=generator) * 0.02 for name, shape in shapes().items()}
-    network = I3D(tensors).to(device)
-    clips = torch.rand(2, 3, 16, SIDE, SIDE, device=device) * 2 - 1
+    network = I3D(tensors).to(subject.device)
+    clips = torch.rand(2, 3, 16, SIDE, SIDE, device=subject.device) * 2 - 1
     run = partial(network, clips)
-    return Stage(run, "features of two clips of 16 frames (I3D)", flops_of(run), 2.0)
+    return _counted("features of two clips of 16 frames (I3D)", run, torch.float32, 2.0)
 
 
-def start_stages() -> dict[str, Stage]:
-    """What a user waits for before anything happens, in processes of their own."""
-    commands = {
-        "import": (["-c", "import vqvdm; vqvdm.VQVDMPipeline"], "python -c 'import vqvdm; vqvdm.VQVDMPipeline'"),
-        "help": (["-m", "vqvdm", "--help"], "vqvdm --help"),
-    }
-    return {
-        name: Stage(partial(subprocess.run, [sys.executable, *words], check=True, capture_output=True), what)
-        for name, (words, what) in commands.items()
-    }
+# Each takes a folder for its files.
+NETWORKS: Mapping[str, Callable[[Subject, Path], Stage]] = {
+    "step": _step,
+    "guided step": _guided_step,
+    "encode": _encode,
+    "decode": _decode,
+    "clip": partial(_clip, STEPS),
+    "100 steps": partial(_clip, 100),
+    "evaluate": _evaluate,
+}
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> Stage:
     """The ceiling of arithmetic: one large product."""
     x, y = (torch.rand(_MATRIX, _MATRIX, device=device, dtype=dtype) for _ in range(2))
-    return Stage(partial(torch.mm, x, y), f"product of {_MATRIX}x{_MATRIX} matrices", 2.0 * _MATRIX**3, dtype=dtype)
+    run = partial(torch.mm, x, y)
+    return Stage(run, f"product of {_MATRIX}x{_MATRIX} matrices", work_of(run), dtype=dtype)
 
 
-def memory_copy(device: torch.device) -> tuple[Stage, float]:
-    """The ceiling of memory: a large copy, and the bytes that it reads and writes."""
+def memory_copy(device: torch.device) -> Stage:
+    """The ceiling of memory: a large copy."""
     source = torch.rand(_COPIED, device=device)
-    target = torch.empty_like(source)
-    return Stage(partial(target.copy_, source), f"copy of {4 * _COPIED >> 20} MiB"), 8.0 * _COPIED
-
-
-def _packed_flops(x: torch.Size, weight: torch.Size, *rest: Any, out_shape: torch.Size) -> int:
-    """Of a convolution with packed weights: product and sum for each weight that each output meets."""
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
-
-
-# What torch does not count by itself.
-_UNCOUNTED = (
-    {torch.ops.mkldnn._convolution_pointwise: _packed_flops}
-    if hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    else {}
-)
-
-
-def flops_of(run: Callable[[], object]) -> float:
-    """FLOPs of one run, as torch counts them."""
-    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter:
-        run()
-    return float(counter.get_total_flops())
+    run = partial(torch.empty_like(source).copy_, source)
+    return Stage(run, f"copy of {4 * _COPIED >> 20} MiB", work_of(run))

@@ -10,12 +10,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vqvdm.benchmark.resources import energy_meter, peak_memory
+
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of each repetition of one thing."""
+    """Seconds of each repetition of one thing; bytes at its peak and joules of one run, where the machine tells."""
 
     seconds: tuple[float, ...]
+    memory: int | None = None
+    joules: float | None = None
 
     @property
     def median(self) -> float:
@@ -49,15 +53,24 @@ def alternate(
         progress: show a bar.
     """
     taken: dict[str, list[float]] = {name: [] for name in cases}
+    joules: dict[str, list[float]] = {name: [] for name in cases}
+    memory: dict[str, int | None] = {}
+    spent = energy_meter(device)
     with tqdm(total=len(cases) * (rounds + 1), desc="benchmark", unit="run", disable=not progress) as bar:
         for number in range(rounds + 1):
             for name, run in cases.items():
                 bar.set_postfix_str(name)
-                seconds = timed(run, device)
-                if number > 0:
-                    taken[name].append(seconds)
+                if number == 0:
+                    memory[name] = peak_memory(run, device)
+                else:
+                    _ = spent and spent()
+                    taken[name].append(timed(run, device))
+                    joules[name] += [spent()] if spent else []
                 bar.update(1)
-    return {name: Timing(tuple(seconds)) for name, seconds in taken.items()}
+    return {
+        name: Timing(tuple(seconds), memory[name], float(np.mean(joules[name])) if spent else None)
+        for name, seconds in taken.items()
+    }
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

@@ -1,13 +1,14 @@
-"""Stages that train and that read: one update of either network, clips out of video files, latents out of the cache."""
+"""Stages that train and that read: one update of either network, clips out of video files, latents out of the cache.
+
+They import the training, which the others do without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vqvdm.benchmark.stages import Stage, Subject, flops_of
+from vqvdm.benchmark.resources import work_of
+from vqvdm.benchmark.stages import Stage, Subject
 from vqvdm.data.clips import ClipDataset, ClipTiming
 from vqvdm.data.index import build_index
 from vqvdm.data.listing import Sample
@@ -47,13 +49,6 @@ class RandomItems(Dataset[dict[str, Tensor]]):
         return {self._name: self._item, "class_label": torch.tensor(0), "fps": torch.tensor(8.0)}
 
 
-@contextmanager
-def training_stages(subject: Subject, wanted: Sequence[str]) -> Iterator[dict[str, Stage]]:
-    """Those of `TRAINING` that are wanted; their files lie in a temporary folder meanwhile."""
-    with TemporaryDirectory(prefix="vqvdm-benchmark-") as folder:
-        yield {name: TRAINING[name](subject, Path(folder)) for name in wanted}
-
-
 def _tokenizer_update(subject: Subject, folder: Path) -> Stage:
     recipe = subject.recipe
     assert recipe.tokenizer is not None
@@ -80,7 +75,7 @@ def _update(
     run = partial(update, last, batches)
     clips = training.batch * training.accumulate
     dtype = pick_dtype("auto" if training.precision == "bf16" else "float32", subject.device)
-    return Stage(run, f"{what}, {clips} clips", flops_of(run), clips, dtype)
+    return Stage(run, f"{what}, {clips} clips", work_of(run), clips, dtype)
 
 
 def _reading_clips(subject: Subject, folder: Path) -> Stage:

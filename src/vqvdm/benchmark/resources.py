@@ -1,0 +1,171 @@
+"""What a run takes besides time: operations, bytes, memory at its peak, and energy where the machine tells."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+POWERCAP = Path("/sys/class/powercap")  # of Linux: energy of each processor package, for root
+_PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run computes and moves.
+
+    Attributes:
+        flops: products and sums counted apart, in convolutions, linear layers and attention.
+        moved: bytes that its operations read and write, each tensor once an operation. What stays in the processor's
+            caches between two of them is counted, too.
+    """
+
+    flops: float
+    moved: float
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.flops + other.flops, self.moved + other.moved)
+
+    def __sub__(self, other: Work) -> Work:
+        return self + -1.0 * other
+
+    def __rmul__(self, number: float) -> Work:
+        return Work(number * self.flops, number * self.moved)
+
+
+def work_of(run: Callable[[], object]) -> Work:
+    """Count one run, as torch executes it."""
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as flops, _Traffic() as traffic:
+        run()
+    return Work(float(flops.get_total_flops()), float(traffic.moved))
+
+
+class _Traffic(TorchDispatchMode):
+    """Adds up the bytes that operations read and write; views cost nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.moved = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        returned = func._schema.returns
+        view = bool(returned) and all(value.alias_info and not value.alias_info.is_write for value in returned)
+        if not view and not func._schema.name.startswith("aten::empty"):
+            read = args[1:] if func._schema.name in _OVERWRITING else args
+            leaves = tree_leaves((read, kwargs, result))
+            self.moved += sum(_bytes(leaf) for leaf in leaves if isinstance(leaf, Tensor))
+        return result
+
+
+_OVERWRITING = ("aten::copy_", "aten::fill_", "aten::zero_")  # do not read what they are called on
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Of what it shows; an expanded dimension is stored once."""
+    return tensor.element_size() * math.prod(n for n, s in zip(tensor.shape, _strides(tensor), strict=True) if s)
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    # Packed weights have no strides.
+    return (1,) * tensor.dim() if tensor.layout is not torch.strided else tensor.stride()
+
+
+def _packed_flops(x: torch.Size, weight: torch.Size, *rest: Any, out_shape: torch.Size) -> int:
+    """Of a convolution with packed weights: product and sum for each weight that each output meets."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+
+
+# What torch does not count by itself.
+_UNCOUNTED = (
+    {torch.ops.mkldnn._convolution_pointwise: _packed_flops}
+    if hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+    else {}
+)
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes that one run needs at its peak beyond what is there before; None where the system does not tell.
+
+    On a GPU of its tensors, else of this process.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        _give_back()
+        (_PROCESS / "clear_refs").write_text("5")  # sets the peak to what is in use now (man 5 proc)
+        before = _resident("VmRSS")
+    except OSError:
+        before = None
+    run()
+    return None if before is None else max(_resident("VmHWM") - before, 0)
+
+
+def _give_back() -> None:
+    """Let the C library return what earlier runs have freed, which would hide what this one takes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
+def _resident(field: str) -> int:
+    for line in (_PROCESS / "status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise OSError(f"no {field} in {_PROCESS / 'status'}")
+
+
+def energy_meter(device: torch.device, powercap: Path = POWERCAP) -> Callable[[], float] | None:
+    """A function that gives the joules spent since its last call, by all that runs there; None if nothing tells.
+
+    On a GPU that is its board, by NVML (package nvidia-ml-py); else the processor's packages, by Linux's powercap.
+    """
+    if device.type == "cuda":
+        return _board_meter(device)
+    zones = [zone for zone in sorted(powercap.glob("*:*")) if zone.name.count(":") == 1]  # packages, not their parts
+    try:
+        ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in zones]
+        counts = [int((zone / "energy_uj").read_text()) for zone in zones]
+    except (OSError, ValueError):
+        return None
+
+    def spent() -> float:
+        total = 0
+        for number, zone in enumerate(zones):
+            now = int((zone / "energy_uj").read_text())
+            total += (now - counts[number]) % (ranges[number] + 1)  # it starts over at its range
+            counts[number] = now
+        return total / 1e6
+
+    return spent if zones else None
+
+
+def _board_meter(device: torch.device) -> Callable[[], float] | None:
+    try:
+        import pynvml  # pyrefly: ignore[missing-import]
+
+        pynvml.nvmlInit()
+        board = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+        last = pynvml.nvmlDeviceGetTotalEnergyConsumption(board)
+    except Exception:  # noqa: BLE001  absent, or any of NVML's own errors: then nothing tells
+        return None
+
+    def spent() -> float:
+        nonlocal last
+        before, last = last, pynvml.nvmlDeviceGetTotalEnergyConsumption(board)
+        return (last - before) / 1e3
+
+    return spent
