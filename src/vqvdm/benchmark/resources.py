@@ -1,8 +1,7 @@
-"""What a run takes besides time: operations, bytes, memory at its peak, and energy where the machine tells."""
+"""What a run takes besides time and memory: operations, bytes that move, and energy where the machine tells."""
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 POWERCAP = Path("/sys/class/powercap")  # of Linux: energy of each processor package, for root
-_PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -91,41 +89,6 @@ _UNCOUNTED = (
     if hasattr(torch.ops.mkldnn, "_convolution_pointwise")
     else {}
 )
-
-
-def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that one run needs at its peak beyond what is there before; None where the system does not tell.
-
-    On a GPU of its tensors, else of this process.
-    """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        run()
-        return torch.cuda.max_memory_allocated(device) - before
-    try:
-        _give_back()
-        (_PROCESS / "clear_refs").write_text("5")  # sets the peak to what is in use now (man 5 proc)
-        before = _resident("VmRSS")
-    except OSError:
-        before = None
-    run()
-    return None if before is None else max(_resident("VmHWM") - before, 0)
-
-
-def _give_back() -> None:
-    """Let the C library return what earlier runs have freed, which would hide what this one takes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
-
-
-def _resident(field: str) -> int:
-    for line in (_PROCESS / "status").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == field:
-            return int(value.split()[0]) * 1024
-    raise OSError(f"no {field} in {_PROCESS / 'status'}")
 
 
 def energy_meter(device: torch.device, powercap: Path = POWERCAP) -> Callable[[], float] | None:

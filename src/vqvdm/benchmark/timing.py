@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vqvdm.benchmark.resources import energy_meter, peak_memory
+from vqvdm.benchmark.resources import energy_meter
+from vqvdm.memory import peak_memory
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,8 +25,8 @@ from vqvdm.loading import pick_dtype
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train.denoiser import DenoiserStage
+from vqvdm.train.dry_run import RandomItems, last_batches
 from vqvdm.train.loop import make_accelerator
-from vqvdm.train.order import Order, updates
 from vqvdm.train.tokenizer import TokenizerStage
 from vqvdm.video import Video, write_video
 
@@ -35,32 +34,18 @@ _FILES, _FILE_FRAMES, _FILE_SIZE = 4, 128, (240, 320)  # of the videos that are 
 _READ = 8  # clips of one run
 
 
-class RandomItems(Dataset[dict[str, Tensor]]):
-    """A few clips, or latents, of random numbers under the names that training reads."""
-
-    def __init__(self, name: str, shape: tuple[int, ...], classes: int) -> None:
-        self.classes = tuple(f"class {k}" for k in range(classes))
-        self._name, self._item = name, torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-
-    def __len__(self) -> int:
-        return 64
-
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
-        return {self._name: self._item, "class_label": torch.tensor(0), "fps": torch.tensor(8.0)}
-
-
 def _tokenizer_update(subject: Subject, folder: Path) -> Stage:
     recipe = subject.recipe
     assert recipe.tokenizer is not None
     training = recipe.tokenizer.training
-    dataset = RandomItems("clip", tuple(subject.clip.shape[1:]), 0)
+    dataset = RandomItems("clip", tuple(subject.clip.shape[1:]), ())
     stage = TokenizerStage(recipe, make_accelerator(training, folder), dataset)
     return _update(subject, stage.update, training, dataset, "one update of the tokenizer")
 
 
 def _denoiser_update(subject: Subject, folder: Path) -> Stage:
     training = subject.recipe.denoiser.training
-    dataset = RandomItems("latents", subject.latent_shape, subject.pipeline.num_classes)
+    dataset = RandomItems("latents", subject.latent_shape, [f"class {k}" for k in range(subject.pipeline.num_classes)])
     stage = DenoiserStage(subject.recipe, make_accelerator(training, folder), dataset, subject.tokenizer)
     return _update(subject, stage.update, training, dataset, "one update of the denoiser")
 
@@ -68,10 +53,8 @@ def _denoiser_update(subject: Subject, folder: Path) -> Stage:
 def _update(
     subject: Subject, update: Callable[..., Any], training: TrainingRecipe, dataset: RandomItems, what: str
 ) -> Stage:
-    """The last of its training's updates, when all parts of the loss are at work; again and again."""
-    order = Order(training.seed, len(dataset), training.batch, training.accumulate)
-    last = training.steps - 1
-    (batches,) = updates(order, dataset, last, last + 1, 0, subject.device)
+    """The last of its training's updates, again and again."""
+    last, batches = last_batches(training, dataset, subject.device)
     run = partial(update, last, batches)
     clips = training.batch * training.accumulate
     dtype = pick_dtype("auto" if training.precision == "bf16" else "float32", subject.device)
@@ -100,7 +83,7 @@ def _reading_clips(subject: Subject, folder: Path) -> Stage:
 
 def _reading_latents(subject: Subject, folder: Path) -> Stage:
     """Entries of a latent cache, in this process."""
-    clips = RandomItems("clip", tuple(subject.clip.shape[1:]), 0)
+    clips = RandomItems("clip", tuple(subject.clip.shape[1:]), ())
     tokenizer = VideoTokenizer.from_config(subject.tokenizer.config)  # in single precision, as clips are
     write_latents(tokenizer, _First(clips, 2), folder / "latents", progress=False)
     cache = LatentCache(folder / "latents")

@@ -8,13 +8,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from vqvdm import __version__
 from vqvdm.data import open_dataset
@@ -27,6 +27,7 @@ from vqvdm.loading import load_tokenizer
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import Recipe, run_folder
 from vqvdm.tokenizer import VideoTokenizer
+from vqvdm.train.dry_run import RandomItems, dry_run
 from vqvdm.train.loop import make_accelerator, train
 from vqvdm.train.optimization import (
     autocast,
@@ -47,7 +48,7 @@ SHOWN_CLASSES = 16  # at most, in each sheet
 SHOWN_UNCONDITIONAL = 8
 
 
-def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
+def main(recipe: str, *overrides: str, run: Path | None = None, dry_run: bool = False) -> None:
     """Train the denoiser (stage 2) on a run's latents; the same command again resumes.
 
     Several processes: torchrun --nproc-per-node N -m -- vqvdm train denoiser RECIPE.
@@ -56,9 +57,15 @@ def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
         recipe: a packaged recipe, a YAML file, or a run folder.
         overrides: changes as key=value, such as denoiser.training.steps=500.
         run: the run folder; by default the one that RECIPE names, or runs/ and the recipe's name.
+        dry_run: print what the training would take, with the largest batch that fits, and keep nothing. Without a
+            trained tokenizer and its latents, random numbers stand for them.
     """
     settings = Recipe.load(recipe, overrides, check_models=True)
-    folder = train_denoiser(settings, run_folder(recipe, settings, run))
+    where = run_folder(recipe, settings, run)
+    if dry_run:
+        print(*dry_run_denoiser(settings, where), sep="\n")
+        return
+    folder = train_denoiser(settings, where)
     if PartialState().is_main_process:
         print(f"pipeline in {folder}")
     PartialState().destroy_process_group()
@@ -85,14 +92,39 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
     accelerator = make_accelerator(recipe.denoiser.training, run)
     tokenizer = None if recipe.tokenizer is None else open_tokenizer(run)
     with accelerator.main_process_first():
-        if tokenizer is None:
-            dataset: Dataset[Any] = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
-        else:
-            dataset = open_latents(run, tokenizer)
-            _check_data(recipe, dataset)
-            _check_size(recipe, tokenizer, dataset)
+        dataset = _open_data(recipe, run, tokenizer, progress=accelerator.is_main_process)
     stage = DenoiserStage(recipe, accelerator, dataset, tokenizer)
     return train(stage, accelerator, dataset, recipe, run, progress)
+
+
+def dry_run_denoiser(recipe: Recipe, run: Path) -> list[str]:
+    """What training stage 2 of `recipe` would take, in words; nothing is kept.
+
+    Raises:
+        InputError: recipe, data or latents do not allow it.
+    """
+    recipe.check()
+    tokenizer, dataset = None, None
+    if recipe.tokenizer is None or (run / "latents").exists():
+        tokenizer = None if recipe.tokenizer is None else open_tokenizer(run)
+        dataset = _open_data(recipe, run, tokenizer, progress=True)
+    else:
+        tokenizer = VideoTokenizer(**recipe.tokenizer.model)
+        shape = tokenizer.latent_shape(recipe.data.frames, recipe.data.size, recipe.data.size)
+        dataset = RandomItems("latents", shape, open_dataset(recipe.data, "train").classes)
+    with TemporaryDirectory(prefix="vqvdm-") as folder:
+        accelerator = make_accelerator(recipe.denoiser.training, Path(folder))
+        return dry_run(DenoiserStage(recipe, accelerator, dataset, tokenizer), dataset, accelerator.device)
+
+
+def _open_data(recipe: Recipe, run: Path, tokenizer: VideoTokenizer | None, progress: bool) -> Any:
+    """The run's latents or, without a tokenizer, the clips themselves."""
+    if tokenizer is None:
+        return open_dataset(recipe.data, "train", progress=progress)
+    latents = open_latents(run, tokenizer)
+    _check_data(recipe, latents)
+    _check_size(recipe, tokenizer, latents)
+    return latents
 
 
 def open_tokenizer(run: Path) -> VideoTokenizer:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from vqvdm.errors import InputError
 from vqvdm.recipe import DataRecipe, Recipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
+from vqvdm.train.dry_run import dry_run
 from vqvdm.train.loop import make_accelerator, train
 from vqvdm.train.optimization import (
     autocast,
@@ -48,7 +50,7 @@ LOW_USAGE = 0.1  # share of the codes that a batch could use at most
 logger = logging.getLogger(__name__)
 
 
-def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
+def main(recipe: str, *overrides: str, run: Path | None = None, dry_run: bool = False) -> None:
     """Train the tokenizer (stage 1); the same command again resumes.
 
     Several processes: torchrun --nproc-per-node N -m -- vqvdm train tokenizer RECIPE.
@@ -57,8 +59,12 @@ def main(recipe: str, *overrides: str, run: Path | None = None) -> None:
         recipe: a packaged recipe, a YAML file, or a run folder.
         overrides: changes as key=value, such as tokenizer.training.steps=500.
         run: the run folder; by default the one that RECIPE names, or runs/ and the recipe's name.
+        dry_run: print what the training would take, with the largest batch that fits, and keep nothing.
     """
     settings = Recipe.load(recipe, overrides, check_models=True)
+    if dry_run:
+        print(*dry_run_tokenizer(settings), sep="\n")
+        return
     folder = train_tokenizer(settings, run_folder(recipe, settings, run))
     if PartialState().is_main_process:
         print(f"tokenizer in {folder}")
@@ -91,6 +97,21 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
         unseen = open_unseen(recipe.data, warn=accelerator.is_main_process)
     stage = TokenizerStage(recipe, accelerator, dataset, unseen)
     return train(stage, accelerator, dataset, recipe, run, progress)
+
+
+def dry_run_tokenizer(recipe: Recipe) -> list[str]:
+    """What training stage 1 of `recipe` would take, in words; nothing is kept.
+
+    Raises:
+        InputError: recipe or data do not allow it.
+    """
+    recipe.check()
+    if recipe.tokenizer is None:
+        raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null): there is no tokenizer to train")
+    dataset = open_dataset(recipe.data, "train")
+    with TemporaryDirectory(prefix="vqvdm-") as folder:
+        accelerator = make_accelerator(recipe.tokenizer.training, Path(folder))
+        return dry_run(TokenizerStage(recipe, accelerator, dataset), dataset, accelerator.device)
 
 
 def open_unseen(data: DataRecipe, warn: bool) -> Dataset[Any] | None:

@@ -1,0 +1,172 @@
+"""`--dry-run`: what a training would take, from a few updates that are thrown away."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vqvdm.memory import available_memory, peak_memory
+from vqvdm.recipe import TrainingRecipe
+from vqvdm.train.loop import Stage
+from vqvdm.train.order import Batch, Order, updates
+
+_LONG = 15.0  # seconds of an update, beyond which no larger one is tried
+_READ = 8  # clips whose reading is timed
+_SHARE = 0.9  # of the memory that is left, which a batch may take
+
+
+class RandomItems(Dataset[dict[str, Tensor]]):
+    """A few clips, or latents, of random numbers under the names that training reads."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], classes: Sequence[str]) -> None:
+        self.classes = tuple(classes)
+        self._name, self._item = name, torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
+        return {self._name: self._item, "class_label": torch.tensor(0), "fps": torch.tensor(8.0)}
+
+
+def last_batches(training: TrainingRecipe, dataset: Any, device: torch.device) -> tuple[int, list[Batch]]:
+    """The last update's number, when all parts of the loss are at work, and its micro-batches."""
+    order = Order(training.seed, len(dataset), training.batch, training.accumulate)
+    last = training.steps - 1
+    (batches,) = updates(order, dataset, last, last + 1, 0, device)
+    return last, batches
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One micro-batch of an update: its clips, seconds, and bytes at the peak beyond weights and optimiser."""
+
+    batch: int
+    seconds: float
+    memory: int | None
+
+
+def dry_run(stage: Stage, dataset: Any, device: torch.device) -> list[str]:
+    """Lines that say what the training would take; the stage's weights are spoilt.
+
+    Args:
+        stage: made of the recipe.
+        dataset: as the training reads it.
+        device: where it computes.
+    """
+    training = stage.training
+    _update(stage, replace(training, batch=1), dataset, device)  # makes the optimiser's state
+    free = available_memory(device)
+    trials = [_trial(stage, 1, dataset, device)]
+    while trials[-1].batch < training.batch and 2 * trials[-1].seconds < _LONG and _fits(trials, free):
+        trials.append(_trial(stage, min(2 * trials[-1].batch, training.batch), dataset, device))
+    most = largest_batch(trials, free)
+    if device.type == "cuda" and most is not None:
+        most = _confirmed(stage, most, dataset, device)
+    return report(stage, trials, free, most, _reading(dataset))
+
+
+def largest_batch(trials: Sequence[Trial], free: int) -> int | None:
+    """The largest batch whose memory fits, by a straight line through the last two trials; None if it is unknown.
+
+    A single trial is taken to grow from nothing, which errs to the safe side.
+    """
+    seen = [(0, 0), *((trial.batch, trial.memory) for trial in trials if trial.memory is not None)]
+    if len(seen) < 2:
+        return None
+    (b1, m1), (b2, m2) = seen[-2:]
+    slope = (m2 - m1) / (b2 - b1)
+    if slope <= 0:  # too small to be seen
+        return None
+    return max(math.floor((_SHARE * free - m2) / slope) + b2, 0)
+
+
+def report(stage: Stage, trials: Sequence[Trial], free: int, most: int | None, reading: float) -> list[str]:
+    """What was found, in words."""
+    training, last = stage.training, trials[-1]
+    rate = last.batch / last.seconds
+    clips = training.batch * training.accumulate
+    whole = duration(training.steps * clips / rate)
+    processes = max(1, math.ceil(rate / reading))
+    sizes = ", ".join(f"{name} {_millions(module)}" for name, module in stage.modules.items() if name != "ema")
+    lines = [
+        f"parameters: {sizes}",
+        f"speed: {rate:.3g} clips/s in batches of {last.batch}; {training.steps} updates of {clips} clips take {whole}",
+        f"reading: {reading:.3g} clips/s in one process; data.workers={processes} would keep up",
+    ]
+    if last.memory is not None:
+        lines.append(
+            f"memory: {last.memory / 1e9:.2f} GB for a batch of {last.batch}, beside weights and optimiser; "
+            f"{free / 1e9:.1f} GB are left"
+        )
+    key = f"{stage.name}.training.batch"
+    if most is None:
+        lines.append("largest batch that fits: unknown here, as the memory of these batches could not be told apart")
+    else:
+        lines.append(f"largest batch that fits: about {most} ({key})")
+        if most < training.batch:
+            parts = -(-training.batch // max(most, 1))
+            lines.append(
+                f"the recipe's {training.batch} do not fit: {key}={training.batch // parts} "
+                f"{stage.name}.training.accumulate={parts * training.accumulate} computes the same in parts"
+            )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Of a training, in the unit that fits."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _trial(stage: Stage, batch: int, dataset: Any, device: torch.device) -> Trial:
+    training = replace(stage.training, batch=batch, accumulate=1)
+    memory = peak_memory(lambda: _update(stage, training, dataset, device), device)
+    start = time.perf_counter()
+    _update(stage, training, dataset, device)
+    return Trial(batch, time.perf_counter() - start, memory)
+
+
+def _update(stage: Stage, training: TrainingRecipe, dataset: Any, device: torch.device) -> None:
+    step, batches = last_batches(replace(training, accumulate=1), dataset, device)
+    float(stage.update(step, batches)["loss"])  # waits for the device
+
+
+def _fits(trials: Sequence[Trial], free: int) -> bool:
+    """Whether twice the last batch will fit, taken for twice its memory."""
+    memory = trials[-1].memory
+    return memory is None or 2 * memory < _SHARE * free
+
+
+def _confirmed(stage: Stage, most: int, dataset: Any, device: torch.device) -> int:
+    """The largest batch up to `most` that a GPU really takes."""
+    while most > 1:
+        try:
+            _update(stage, replace(stage.training, batch=most), dataset, device)
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            most = most * 9 // 10
+        else:
+            break
+    return most
+
+
+def _reading(dataset: Any) -> float:
+    """Clips a second that this process reads."""
+    start = time.perf_counter()
+    for number in range(_READ):
+        dataset[(number % len(dataset), number)]
+    return _READ / (time.perf_counter() - start)
+
+
+def _millions(module: torch.nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f}M"
