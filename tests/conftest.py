@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from tiny_evaluation import Projection, stored, videos
+from tiny_pipeline import tiny_pipeline
 from vqvdm.files import cache_folder
 from vqvdm.weights.folder import FILES
 
@@ -92,3 +94,18 @@ class NumberedVideo:
 @pytest.fixture(scope="session")
 def numbered() -> NumberedVideo:
     return NumberedVideo()
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch, fetched_weights):
+    """The command line in an own folder, with the stand-in for I3D and a saved pipeline of twelve frames."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(fetched_weights)
+    monkeypatch.setenv("VQVDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("vqvdm.verbs.evaluate.load_i3d", lambda epsilon: Projection())
+    monkeypatch.chdir(tmp_path)
+    pipeline = tiny_pipeline()
+    pipeline.register_to_config(num_frames=12)
+    pipeline.save_pretrained("model")
+    stored(tmp_path / "real.npy", videos(1, 20, frames=12))
+    return tmp_path

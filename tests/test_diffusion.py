@@ -127,8 +127,8 @@ def test_epsilon_with_zero_terminal_snr_is_refused() -> None:
 
 
 def test_unknown_scheduler_names_the_known_ones() -> None:
-    with pytest.raises(InputError, match="dpm\\+\\+, unipc, euler, heun"):
-        Objective("flow").make_scheduler("ddim")
+    with pytest.raises(InputError, match="dpm\\+\\+, unipc, euler, heun, ddim"):
+        Objective("flow").make_scheduler("ddpm")
 
 
 def test_guidance_extrapolates_from_the_unconditional_prediction() -> None:

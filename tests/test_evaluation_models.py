@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tiny_evaluation
-from tiny_evaluation import EXTRACTOR, Projection, logits, score_videos, stored, videos
+from tiny_evaluation import EXTRACTOR, logits, score_videos, stored, videos
 from tiny_pipeline import tiny_pipeline, tiny_tokenizer
 from vqvdm import cli
 from vqvdm.data.clips import ClipTiming
@@ -24,6 +24,7 @@ from vqvdm.evaluation.score import score
 from vqvdm.evaluation.sides import DrawnVideos, StoredReference, store_reference
 from vqvdm.evaluation.sources import in_8_bits, open_videos
 from vqvdm.generation import make_orders
+from vqvdm.judge import judge
 from vqvdm.metrics import frechet_distance
 from vqvdm.metrics.protocol import Draw, Protocol
 from vqvdm.metrics.quality import psnr, squared_errors
@@ -65,6 +66,8 @@ def test_generated_clips_have_the_figures_of_their_files(tmp_path):
     filed = score_videos(open_videos(stored(tmp_path / "made.npy", made)), real, PROTOCOL)
     for report in (live, filed):
         del report["metrics"]["kinetics_score"]  # its splits follow the order of the draws
+    asked = [judge(clip, 8.0).name == order.name for clip, order in zip(made, source.orders, strict=True)]
+    assert live["metrics"].pop("judge")["value"] == np.mean(asked)  # classes of the toy world
     assert values(live) == pytest.approx(values(filed), rel=1e-6)
     assert live["counts"] == {"real": 12, "fake": 12}
     assert (live["fake"]["steps"], live["fake"]["guidance_scale"], live["fake"]["fps"]) == (4, 3.0, 8.0)
@@ -186,21 +189,6 @@ def test_a_stored_reference_of_something_else_is_refused(tmp_path):
     (tmp_path / "kept" / "reference.json").write_text("{}")
     with pytest.raises(InputError, match="is no stored reference: 'protocol'"):
         StoredReference.open(tmp_path / "kept")
-
-
-@pytest.fixture
-def commands(tmp_path, monkeypatch, fetched_weights):
-    """The command line in an own folder, with the stand-in for I3D and a saved pipeline of twelve frames."""
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "weights").symlink_to(fetched_weights)
-    monkeypatch.setenv("VQVDM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("vqvdm.verbs.evaluate.load_i3d", lambda epsilon: Projection())
-    monkeypatch.chdir(tmp_path)
-    pipeline = tiny_pipeline()
-    pipeline.register_to_config(num_frames=12)
-    pipeline.save_pretrained("model")
-    stored(tmp_path / "real.npy", videos(1, 20, frames=12))
-    return tmp_path
 
 
 def run(*words: str) -> None:

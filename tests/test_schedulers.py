@@ -92,6 +92,12 @@ def test_what_swaps_in_swaps_out_again() -> None:
             assert (x.mean().item(), x.std().item()) == pytest.approx((MEAN, DEVIATION), abs=0.025), kind
 
 
+def test_ddim_samples_what_a_flow_has_learnt() -> None:
+    objective = Objective("flow", shift=2.0)
+    x = sampled(objective.make_scheduler("ddim"), objective, 60)
+    assert (x.mean().item(), x.std().item()) == pytest.approx((MEAN, DEVIATION), abs=0.025)
+
+
 def test_own_schedulers_get_the_network_s_own_answer() -> None:
     for objective in OBJECTIVES.values():
         for name in ("dpm++", "unipc", "euler", "heun" if objective.prediction == "flow" else "ddim"):

@@ -154,7 +154,7 @@ WRONG = [
     ({"classes": "0,-1"}, "id -1 is out of range; the ids are 0 to 2: 0 left, 1 right, 2 up"),
     ({"count": 0}, "--count must be at least 1"),
     ({"seed": -1}, "--seed must be at least 0"),
-    ({"scheduler": "ddim"}, "no scheduler 'ddim' for prediction flow; there are dpm++, unipc, euler, heun"),
+    ({"scheduler": "ddpm"}, "no scheduler 'ddpm' for prediction flow; did you mean 'ddim'? there are dpm++, unipc"),
     ({"scheduler": "dmp++"}, "no scheduler 'dmp++' for prediction flow; did you mean 'dpm++'? there are dpm++, unipc"),
     ({"width": 20}, "width 20 (must be a multiple of 8; the nearest is 16)"),
     ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),

@@ -151,7 +151,8 @@ class Objective:
         """A diffusers scheduler that walks the noise levels of training.
 
         Args:
-            name: "dpm++" (DPM-Solver++ 2M), "unipc", "euler", "heun" (flow only), "ddim" or "ddpm" (discrete only).
+            name: "dpm++" (DPM-Solver++ 2M), "unipc", "euler", "ddim" (with flow, on the cosine schedule), "heun" (flow
+                only) or "ddpm" (not with flow).
         """
         makers = self._schedulers()
         if name not in makers:
@@ -180,6 +181,10 @@ class Objective:
             "unipc": partial(UniPCMultistepScheduler, **flow, solver_order=2),
             "euler": partial(FlowMatchEulerDiscreteScheduler, TIMESTEPS, shift=self.shift),
             "heun": partial(FlowMatchHeunDiscreteScheduler, TIMESTEPS, shift=self.shift),
+            # On the noise it was made for; `schedulers.adapted` asks the network at its own levels.
+            "ddim": partial(
+                DDIMScheduler, **Objective("v_prediction", zero_terminal_snr=True)._discrete(), clip_sample=False
+            ),
         }
 
     def _discrete_schedulers(self) -> dict[str, partial[Any]]:

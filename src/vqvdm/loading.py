@@ -53,10 +53,19 @@ def load_pipeline(
     Raises:
         InputError: there is none, or its files are damaged.
     """
-    folder = _find(model, ("", "pipeline"), "model_index.json", "a pipeline (train a denoiser first)")
+    folder = find_pipeline(model)
     with _readable(model), _without_progress_bars():
         pipeline = VQVDMPipeline.from_pretrained(os.fspath(folder or model), dtype=dtype)
     return pipeline.to(pick_device(device))
+
+
+def find_pipeline(model: str | os.PathLike[str]) -> Path | None:
+    """The folder of a pipeline, which may be a run's; None for a name on the hub.
+
+    Raises:
+        InputError: there is none.
+    """
+    return _find(model, ("", "pipeline"), "model_index.json", "a pipeline (train a denoiser first)")
 
 
 def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> VideoTokenizer:

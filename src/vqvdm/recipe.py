@@ -145,7 +145,7 @@ class DenoiserRecipe:
 class SamplingRecipe:
     """Defaults of the pipeline."""
 
-    scheduler: Scheduler = "dpm++"  # "heun" is for prediction flow, "ddim" and "ddpm" for the others
+    scheduler: Scheduler = "dpm++"  # "heun" is for prediction flow, "ddpm" for the others
     steps: int = 20
     guidance_scale: float = 2.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # part of the noise levels, 0 clean to 1 noise, with guidance
@@ -322,9 +322,8 @@ def _min_snr(recipe: Recipe) -> str | None:
 
 def _scheduler(recipe: Recipe) -> str | None:
     scheduler, prediction = recipe.sampling.scheduler, recipe.denoiser.diffusion.prediction
-    unfit = ("ddim", "ddpm") if prediction == "flow" else ("heun",)
-    if scheduler in unfit:
-        return f"is {scheduler!r}, which has no form for prediction {prediction!r}; dpm++, unipc and euler have"
+    if scheduler == ("ddpm" if prediction == "flow" else "heun"):
+        return f"is {scheduler!r}, which has no form for prediction {prediction!r}; dpm++, unipc, euler and ddim have"
     return None
 
 

@@ -17,6 +17,7 @@ from vqvdm.data.clips import ClipTiming
 from vqvdm.evaluation.features import Network
 from vqvdm.evaluation.sources import Clip, Videos, in_8_bits, read_clips
 from vqvdm.generation import Order, generate_clips
+from vqvdm.judge import CLASSES, judge
 from vqvdm.metrics.protocol import Draw
 from vqvdm.metrics.quality import squared_errors, ssim
 from vqvdm.pipeline import VQVDMPipeline
@@ -57,14 +58,21 @@ class GeneratedVideos:
             "ema_decay": config["about"].get("ema_decay"),
             "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
         }
+        self._judged = all(order.name in CLASSES for order in orders)  # of the toy world
+        if self._judged:
+            self.facts = {**self.facts, "judged": True}
 
     def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
         return (self.lengths == timing.frames).astype(np.int64)
 
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
         orders = [self.orders[draw.video] for draw in draws]
-        for _, clip, _ in generate_clips(self.pipeline, orders, self.batch, self.arguments, progress=False):
-            yield Clip(((clip.float() + 1) * 127.5).clamp(0, 255).permute(1, 2, 3, 0).cpu().numpy())
+        for order, clip, fps in generate_clips(self.pipeline, orders, self.batch, self.arguments, progress=False):
+            frames = ((clip.float() + 1) * 127.5).clamp(0, 255).permute(1, 2, 3, 0).cpu().numpy()
+            measures = {}
+            if self._judged:
+                measures["obeyed"] = np.asarray(judge(in_8_bits(frames), fps).name == order.name, np.float32)
+            yield Clip(frames, measures)
 
     @cached_property
     def digest(self) -> str:

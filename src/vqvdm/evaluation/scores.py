@@ -24,6 +24,7 @@ LABELS: Mapping[str, str] = {  # of figures, in the order in which they are show
     "rkvd": "rKVD",
     "is": "IS",
     "kinetics_score": "Kinetics score",
+    "judge": "judge",
     "motion": "motion",
     "precision": "precision",
     "recall": "recall",
@@ -64,7 +65,8 @@ def figures_of(pairs: Sequence[tuple[Features, Features]], protocol: Protocol) -
     """Figures of (real, fake) features, one pair a draw.
 
     Args:
-        pairs: each side has `logits` (n, 400) and `motion` (n, 20), and may have `classes` (n, 101).
+        pairs: each side has `logits` (n, 400) and `motion` (n, 20), and may have `classes` (n, 101); generated clips
+            of the toy world have `obeyed` (n,), 1 where the judge recognises the class that was asked for.
 
     Returns:
         By the names of `LABELS`; precision, recall, density and coverage only of sets of more than 5 clips, scores of
@@ -81,6 +83,8 @@ def _figures(real: Features, fake: Features, protocol: Protocol) -> dict[str, Fi
         "kvd": Figure(kernel_distance(x, y)),
         "motion": Figure(motion_distance(real["motion"], fake["motion"])),
     }
+    if "obeyed" in fake:
+        found["judge"] = Figure(float(fake["obeyed"].mean()))
     scored = {
         "is": (real.get("classes"), fake.get("classes")),
         "kinetics_score": (_softmax(x), _softmax(y)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -177,32 +177,53 @@ def samples(
     """
     check_report(report)
     check_at_least_one(steps=steps)
-    pipeline = load_pipeline(model, _device(options), DTYPES[dtype])
+    pipeline = load_pipeline(model, device_of(options), DTYPES[dtype])
     if scheduler is not None:
         pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
+    protocol = generated_protocol(model, pipeline, reference, options)
+    sampling = {"num_inference_steps": steps, "guidance_scale": guidance}
+    _score(
+        lambda extractor: generated(model, pipeline, classes, protocol, options, sampling, extractor.batch),
+        ClipTiming(protocol.frames), reference, protocol, options, report,
+    )  # fmt: skip
+
+
+def generated_protocol(model: str, pipeline: VQVDMPipeline, reference: str, options: Options) -> Protocol:
+    """By which a model's clips are measured: frames, size and rate are the model's unless options say otherwise.
+
+    Raises:
+        InputError: the model cannot make such clips.
+    """
     protocol = options.stated(reference, **_made_as(model, pipeline, reference))
-    config, size = pipeline.config, options.size
-    arguments = {
-        "num_frames": protocol.frames,
-        "height": size or config["height"],
-        "width": size or config["width"],
-        "fps": protocol.fps,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-    }
-    if arguments["height"] != arguments["width"]:
-        raise InputError(
-            f"{model} makes {arguments['width']}x{arguments['height']}, and a reference is cut to squares: give --size"
-        )
-    pipeline.latent_shape(protocol.frames, arguments["height"], arguments["width"])
+    height, width = _size(pipeline, options)
+    if height != width:
+        raise InputError(f"{model} makes {width}x{height}, and a reference is cut to squares: give --size")
+    pipeline.latent_shape(protocol.frames, height, width)
+    return protocol
+
+
+def generated(
+    model: str,
+    pipeline: VQVDMPipeline,
+    classes: str | None,
+    protocol: Protocol,
+    options: Options,
+    sampling: Mapping[str, Any],
+    batch: int,
+) -> GeneratedVideos:
+    """The clips that are measured, each class asked for equally often; `sampling` are arguments of the call."""
+    height, width = _size(pipeline, options)
+    arguments = {"num_frames": protocol.frames, "height": height, "width": width, "fps": protocol.fps, **sampling}
     wanted = (options.clips or protocol.clips) * protocol.repeats  # each draw is generated anew
     kinds = len(make_orders(pipeline, classes, 1, protocol.seed))
     orders = make_orders(pipeline, classes, math.ceil(wanted / kinds), protocol.seed)
     orders = sorted(orders, key=lambda order: order.number)[:wanted]  # classes by turns: equally often in any number
-    _score(
-        lambda extractor: GeneratedVideos(model, pipeline, orders, arguments, extractor.batch),
-        ClipTiming(protocol.frames), reference, protocol, options, report,
-    )  # fmt: skip
+    return GeneratedVideos(model, pipeline, orders, arguments, batch)
+
+
+def _size(pipeline: VQVDMPipeline, options: Options) -> tuple[int, int]:
+    """Height and width."""
+    return options.size or pipeline.config["height"], options.size or pipeline.config["width"]
 
 
 def _made_as(model: str, pipeline: VQVDMPipeline, reference: str) -> dict[str, Any]:
@@ -233,7 +254,7 @@ def reconstructions(
         lpips: measure LPIPS with VGG16 and AlexNet, which takes longer than all else.
     """
     check_report(report)
-    tokenizer = load_tokenizer(model, _device(options))
+    tokenizer = load_tokenizer(model, device_of(options))
     trained = trained_on(Path(model))
     timed: dict[str, Any] = {"fps": trained.fps} if path in WORLDS else {"fps": trained.fps, "stride": trained.stride}
     protocol = options.stated(frames=trained.frames, size=trained.size, split="test", **timed)
@@ -245,7 +266,7 @@ def reconstructions(
     if lpips and size < LPIPS_LEAST:
         raise InputError(f"LPIPS needs frames of at least {LPIPS_LEAST} pixels a side, not {size}; add --no-lpips")
     networks = {name: _network(f"lpips-{name}", partial(load_lpips, name)) for name in ("vgg", "alex")} if lpips else {}
-    quality = Quality(networks, _device(options))
+    quality = Quality(networks, device_of(options))
 
     def reconstructed(extractor: Extractor) -> Videos:
         return ReconstructedVideos(_open(path, protocol, options), tokenizer, model, quality, extractor.batch)
@@ -262,7 +283,7 @@ def reference(path: str, out: Path, *, options: Options = STANDARD) -> None:
     """
     check_writable(out)
     protocol = options.stated().changed(clips=options.clips)
-    extractor = _extractor(protocol, options)
+    extractor = extractor_of(protocol, options)
     with this_process().main_process_first():
         side = _drawn(path, protocol, options, extractor)
     if options.clips is not None and side.count(0) < options.clips:
@@ -288,7 +309,7 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
     protocol = options.stated(split="all").changed(clips=options.clips)
     protocol = protocol.changed(fake_stride=protocol.stride)
     timing = _timing(protocol)
-    extractor = _extractor(protocol, options)
+    extractor = extractor_of(protocol, options)
     with this_process().main_process_first():
         videos = _open(path, protocol, options)
         parted = [replace(protocol, split=split) for split in ("train", "test")]
@@ -340,23 +361,27 @@ def _score(
     report: Path | None,
 ) -> None:
     """Measure both sides, in all processes together; the first one prints and writes."""
-    extractor = _extractor(protocol, options)
+    extractor = extractor_of(protocol, options)
     protocol = protocol.changed(clips=options.clips)
     processes = this_process()
     with processes.main_process_first():  # one makes the index of a folder, the others find it
         fake = DrawnVideos(open_fake(extractor), protocol, timing, extractor)
-        real: Side
-        if StoredReference.is_at(reference):
-            real = StoredReference.open(reference)
-            real.check(protocol, extractor.identities())
-        else:
-            real = _drawn(reference, protocol, options, extractor)
+        real = real_side(reference, protocol, options, extractor)
     found = score(fake, real, protocol, asked=options.clips)
     if processes.is_main_process:
         print(as_text(found.report))
         if report is not None:
             write_report(report, found, real.shown(), fake.shown())
     processes.destroy_process_group()
+
+
+def real_side(reference: str, protocol: Protocol, options: Options, extractor: Extractor) -> Side:
+    """What is compared with: a stored reference that fits, or videos, of which one process makes the index first."""
+    if not StoredReference.is_at(reference):
+        return _drawn(reference, protocol, options, extractor)
+    stored = StoredReference.open(reference)
+    stored.check(protocol, extractor.identities())
+    return stored
 
 
 def check_report(report: Path | None) -> None:
@@ -389,17 +414,18 @@ def _timing(protocol: Protocol) -> ClipTiming:
     return ClipTiming(protocol.frames, protocol.fps, protocol.stride)
 
 
-def _device(options: Options) -> str:
+def device_of(options: Options) -> str:
     """Each of several processes has its own; a single one has what was asked for."""
     processes = this_process()
     return str(processes.device if processes.num_processes > 1 else pick_device(options.device))
 
 
-def _extractor(protocol: Protocol, options: Options) -> Extractor:
+def extractor_of(protocol: Protocol, options: Options) -> Extractor:
+    """The networks that measure."""
     scored = protocol.frames == C3D_FRAMES and (weights_folder() / FILES["c3d"]).is_file()
     classifier = _network("c3d", load_c3d) if scored else None
     i3d = _network("i3d", partial(load_i3d, protocol.epsilon))
-    return Extractor(i3d, classifier, _device(options), options.batch)
+    return Extractor(i3d, classifier, device_of(options), options.batch)
 
 
 def _network(name: str, load: Callable[[], nn.Module]) -> Network:
