@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vqvdm import cli
+from vqvdm.benchmark.growth import fit_power
 from vqvdm.benchmark.peer import CONTROL, SHIPPED, TUNED, TUNED_BATCH, peer_stages
 from vqvdm.benchmark.resources import Work, energy_meter, work_of
 from vqvdm.benchmark.run import compare
@@ -130,6 +131,40 @@ def test_training_and_reading_do_what_they_say(tmp_path):
     found = stages["train denoiser"].run()
     assert found["loss"].isfinite()
     assert stages["train denoiser"].work.flops > 3 * 3 * 0.9 * NETWORKS["step"](subject, tmp_path).work.flops
+
+
+def test_several_clips_at_a_time(tmp_path):
+    subject = Subject(Recipe.load("demo"), CPU, torch.float32, batch=3)
+    stages = {name: NETWORKS[name](subject, tmp_path) for name in ("guided step", "decode", "clip")}
+    assert stages["guided step"].run().shape == (3, *subject.latent_shape)
+    assert stages["decode"].run().shape == (3, 3, 16, 32, 32)
+    assert stages["clip"].run().shape == (3, 16, 3, 32, 32)
+    assert stages["clip"].clips == 3
+
+
+def test_a_power_law_is_found():
+    found = fit_power([1, 2, 4, 8], [3 * x**1.5 for x in (1, 2, 4, 8)])
+    assert (found.exponent, found.factor, found.r2) == pytest.approx((1.5, 3.0, 1.0))
+    assert fit_power([1, 2, 4], [5, 5, 5]).exponent == pytest.approx(0.0)
+    assert fit_power([1], [1]) is None
+    assert fit_power([1, 2], [0, 1]) is None  # memory that is too little to be seen
+
+
+def test_growth(capsys):
+    small = ["denoiser.model.channels=[16]", "denoiser.model.head_dim=16", "data.size=16", "data.frames=8"]
+    words = ["benchmark", "--recipe", "demo", "--rounds", "1", "--dtype", "float32"]
+    assert cli.main([*words, "--growth", "frames,size,batch,parameters,clips", *small]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["frames"]["decode"]["x"] == [4, 8, 16, 32]
+    assert found["size"]["guided step"]["x"] == [8, 16, 24, 32]
+    assert found["batch"]["train denoiser"]["x"] == [1, 2, 4, 8]
+    assert len(found["parameters"]["guided step"]["x"]) == 4
+    assert found["parameters"].keys() == {"guided step", "train denoiser"}  # the tokenizer stays as it is
+    assert found["clips"]["read 512 latents"]["x"] == [1000, 4000, 16000]
+    assert "exponent" in found["clips"]["open the latent cache"]["seconds_growth"]
+    assert {"machine", "commit"} <= found.keys()
+    assert cli.main([*words, "--growth", "frame"]) == 2
+    assert "did you mean 'frames'" in capsys.readouterr().err
 
 
 def test_ratios_to_the_peer():

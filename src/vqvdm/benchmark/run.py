@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from vqvdm import __version__
+from vqvdm.benchmark.growth import measure_growth
 from vqvdm.benchmark.peer import CONTROL, SHIPPED, TUNED, TUNED_BATCH, peer_stages
 from vqvdm.benchmark.stages import NETWORKS, Stage, Subject, matrix_product, memory_copy
 from vqvdm.benchmark.start import START
@@ -37,6 +38,8 @@ def main(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     against: Literal["none", "vdm"] = "none",
     price: float | None = None,
+    batch: int = 1,
+    growth: str | None = None,
     device: str = "auto",
 ) -> None:
     """Time the stages of a recipe, with random weights, by turns, beside what the machine can do at best.
@@ -52,10 +55,13 @@ def main(
         dtype: of both networks; auto is bfloat16 where the processor is fast at it.
         against: vdm also times guided steps of the package video-diffusion-pytorch, and gives the ratios to ours; it
             adds the stages guided step and 100 steps. Its 100 steps are taken for 100 times one.
+        batch: clips that a stage makes or takes at a time; training has the recipe's.
+        growth: measure instead how time and memory grow with frames, size, batch, parameters or clips (several with
+            commas between, or all).
         price: of an hour of this machine, in any currency: gives the cost of a thousand clips.
         device: cpu, cuda, mps or auto.
     """
-    check_at_least_one(rounds=rounds)
+    check_at_least_one(rounds=rounds, batch=batch)
     if price is not None and not price > 0:
         raise InputError(f"--price {price:g}: must be above 0")
     wanted = [name.strip() for name in stages.split(",") if name.strip()]
@@ -65,7 +71,10 @@ def main(
     if against == "vdm":
         wanted += [name for name in _COMPARED if name not in wanted]
     settings, place = Recipe.load(recipe, overrides, check_models=True), pick_device(device)
-    subject = Subject(settings, place, pick_dtype(dtype, place))
+    if growth is not None:
+        print(json.dumps({**measure_growth(settings, growth, place, pick_dtype(dtype, place), rounds), **_here(place)}))
+        return
+    subject = Subject(settings, place, pick_dtype(dtype, place), batch)
     with TemporaryDirectory(prefix="vqvdm-benchmark-") as folder:
         cases = {name: STAGES[name](subject, Path(folder, name)) for name in wanted}
         peer, peer_parameters = peer_stages(subject) if against == "vdm" else ({}, None)
@@ -209,13 +218,16 @@ def _summary(
         **found,
         "recipe": subject.recipe.name,
         "dtype": _name(subject.dtype),
-        "device": str(subject.device),
+        "batch": subject.batch,
         "parameters": subject.parameters(),
         "peak_memory_bytes": _peak_memory(subject.device),
-        "machine": machine(),
-        "commit": commit(),
-        "version": __version__,
+        **_here(subject.device),
     }
+
+
+def _here(device: torch.device) -> dict[str, Any]:
+    """Where it was measured."""
+    return {"device": str(device), "machine": machine(), "commit": commit(), "version": __version__}
 
 
 def _peak_memory(device: torch.device) -> int:

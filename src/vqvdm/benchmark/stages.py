@@ -50,10 +50,13 @@ class Stage:
 class Subject:
     """The networks of a recipe, untrained: their speed does not depend on what they have learnt."""
 
-    def __init__(self, recipe: Recipe, device: torch.device, dtype: torch.dtype, classes: int = 101) -> None:
+    def __init__(
+        self, recipe: Recipe, device: torch.device, dtype: torch.dtype, batch: int = 1, classes: int = 101
+    ) -> None:
         """Build them.
 
         Args:
+            batch: clips at a time.
             classes: where the recipe leaves their number to the data, which is not read.
 
         Raises:
@@ -61,7 +64,7 @@ class Subject:
         """
         if recipe.tokenizer is None:
             raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null); benchmark one with two stages")
-        self.recipe, self.device, self.dtype = recipe, device, dtype
+        self.recipe, self.device, self.dtype, self.batch = recipe, device, dtype, batch
         torch.manual_seed(0)
         self.tokenizer = tokenizer = VideoTokenizer(**recipe.tokenizer.model)
         extent = recipe.data.frames, recipe.data.size, recipe.data.size
@@ -84,8 +87,8 @@ class Subject:
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         # So that rounding meets numbers of the usual size.
-        self.latents = torch.randn(1, *self.latent_shape, device=device, dtype=dtype)
-        self.clip = torch.rand(1, 3, *extent, device=device) * 2 - 1
+        self.latents = torch.randn(batch, *self.latent_shape, device=device, dtype=dtype)
+        self.clip = torch.rand(batch, 3, *extent, device=device) * 2 - 1
 
     def parameters(self) -> dict[str, int]:
         """Of each network."""
@@ -94,22 +97,23 @@ class Subject:
 
     @torch.inference_mode()
     def sample(self, steps: int) -> Tensor:
-        """One clip out of noise, guided: uint8 (1, t, c, h, w)."""
+        """Clips out of noise, guided: uint8 (b, t, c, h, w)."""
         labels = [0] if self.pipeline.num_classes else None
         output: Any = self.pipeline(
             class_labels=labels,
             num_inference_steps=steps,
             guidance_scale=GUIDANCE,
+            num_videos_per_prompt=self.batch,
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
         )
         return (output.frames * 255).round().byte().cpu()
 
     def step(self, scale: float) -> Callable[[], Tensor]:
-        """One step of the denoiser for one clip, to be called again and again."""
+        """One step of the denoiser, to be called again and again."""
         denoiser = self.pipeline.denoiser
-        labels = torch.zeros(1, dtype=torch.int64, device=self.device) if self.pipeline.num_classes else None
-        rate = torch.full((1,), 8.0, device=self.device)
+        labels = torch.zeros(self.batch, dtype=torch.int64, device=self.device) if self.pipeline.num_classes else None
+        rate = torch.full((self.batch,), 8.0, device=self.device)
         timestep = torch.full((1,), 500.0, device=self.device)
         planned = StepModulations(denoiser, timestep)  # as in sampling, where those of all steps are made at once
 
@@ -140,27 +144,33 @@ def _counted(what: str, run: Callable[[], object], dtype: torch.dtype, clips: fl
     return Stage(run, what, work_of(run), clips, dtype)
 
 
+def _clips(subject: Subject) -> str:
+    return "one clip" if subject.batch == 1 else f"{subject.batch} clips"
+
+
 def _step(subject: Subject, folder: Path) -> Stage:
-    return _counted("one step of the denoiser, one clip, without guidance", subject.step(1.0), subject.dtype)
+    return _counted(f"one step of the denoiser, {_clips(subject)}, without guidance", subject.step(1.0), subject.dtype)
 
 
 def _guided_step(subject: Subject, folder: Path) -> Stage:
-    return _counted("one step, one clip, both passes in one batch", subject.step(GUIDANCE), subject.dtype)
+    return _counted(f"one step, {_clips(subject)}, both passes in one batch", subject.step(GUIDANCE), subject.dtype)
 
 
 def _encode(subject: Subject, folder: Path) -> Stage:
     run = partial(subject.tokenizer.encode, subject.clip.to(subject.dtype))
-    return _counted("one clip to latents", run, subject.dtype, 1.0)
+    return _counted(f"{_clips(subject)} to latents", run, subject.dtype, subject.batch)
 
 
 def _decode(subject: Subject, folder: Path) -> Stage:
-    return _counted("latents to one clip", partial(subject.tokenizer.decode, subject.latents), subject.dtype, 1.0)
+    run = partial(subject.tokenizer.decode, subject.latents)
+    return _counted(f"latents to {_clips(subject)}", run, subject.dtype, subject.batch)
 
 
 def _clip(steps: int, subject: Subject, folder: Path) -> Stage:
     one, two = (work_of(partial(subject.sample, number)) for number in (1, 2))
-    what = f"noise to uint8 video: {steps} guided steps and decoding"
-    return Stage(partial(subject.sample, steps), what, one + (steps - 1) * (two - one), 1.0, subject.dtype)
+    what = f"noise to uint8 video: {steps} guided steps and decoding, {_clips(subject)}"
+    work = one + (steps - 1) * (two - one)
+    return Stage(partial(subject.sample, steps), what, work, subject.batch, subject.dtype)
 
 
 def _evaluate(subject: Subject, folder: Path) -> Stage:

@@ -64,12 +64,12 @@ class Order:
     def pick(self, number: int) -> tuple[int, int]:
         """(index, draw) of a sample number: the clip, and the seed of its window, crop and flip (0..2**31-1)."""
         epoch, place = divmod(number, self.length)
-        return _permutation(self.seed, epoch, self.length)[place], seed_of(self.seed, "draw", number) % 2**31
+        return int(_permutation(self.seed, epoch, self.length)[place]), seed_of(self.seed, "draw", number) % 2**31
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, length: int) -> list[int]:
-    return torch.randperm(length, generator=generator(seed, "epoch", epoch)).tolist()
+def _permutation(seed: int, epoch: int, length: int) -> Tensor:
+    return torch.randperm(length, generator=generator(seed, "epoch", epoch), dtype=torch.int64)
 
 
 class _StepSampler(Sampler[list[tuple[int, int]]]):
