@@ -150,6 +150,7 @@ def test_a_power_law_is_found():
     assert fit_power([1, 2], [0, 1]) is None  # memory that is too little to be seen
 
 
+@pytest.mark.slow
 def test_growth(capsys):
     small = ["denoiser.model.channels=[16]", "denoiser.model.head_dim=16", "data.size=16", "data.frames=8"]
     words = ["benchmark", "--recipe", "demo", "--rounds", "1", "--dtype", "float32"]

@@ -504,3 +504,15 @@ def test_model_card_is_the_hub_s_and_its_code_runs(tmp_path):
     assert len(names["first_video"]) == 4 and names["first_video"][0].size == (16, 16)
     exec((tmp_path / "pipeline.py").read_text(), names)
     assert names["VQVDMPipeline"] is VQVDMPipeline
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_videos() -> None:
+    """The plumbing alone: the back end that runs what was traced as it is."""
+    pipeline = tiny_pipeline()
+    wanted = pipeline("left", generator=torch.Generator().manual_seed(0), output_type="pt").frames
+    pipeline.compile(backend="eager")
+    pipeline.compile(backend="no such back end")  # once is enough
+    assert pipeline.is_compiled
+    found = pipeline("left", generator=torch.Generator().manual_seed(0), output_type="pt").frames
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)

@@ -292,7 +292,8 @@ class StepModulations:
             return None
         if b not in self._made:
             labels = None if class_labels is None else class_labels.repeat(steps)
-            made = self._denoiser.modulations(self._timesteps.repeat_interleave(b), labels, fps.repeat(steps))
+            levels = self._timesteps.to(fps.device).repeat_interleave(b)
+            made = self._denoiser.modulations(levels, labels, fps.repeat(steps))
             self._made[b] = [modulation.unflatten(0, (steps, b)) for modulation in made]
         return [modulation[number] for modulation in self._made[b]]
 

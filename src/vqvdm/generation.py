@@ -12,9 +12,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vqvdm.ahead import map_ahead
 from vqvdm.errors import InputError
 from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
 from vqvdm.video import Video, to_video
+
+_MUCH = 20_000  # steps, counted for each video
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,18 @@ def _parse_classes(pipeline: VQVDMPipeline, classes: str | None) -> list[int] | 
     return list(dict.fromkeys(pipeline.get_label_ids(asked)))
 
 
+def usual_batch(device: torch.device) -> int:
+    """Videos made at a time where nobody says how many: a GPU is idle with few, a CPU is not."""
+    return 64 if device.type == "cuda" else 8
+
+
+def compile_for(pipeline: VQVDMPipeline, videos: int, steps: int) -> None:
+    """Compile the pipeline's blocks where the work ahead outweighs the minute that takes: on a GPU, much of it."""
+    if pipeline.device.type == "cuda" and videos * steps >= _MUCH:
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+        pipeline.compile()
+
+
 def generate(
     pipeline: VQVDMPipeline, orders: Sequence[Order], batch: int, arguments: dict[str, Any]
 ) -> Iterator[tuple[Order, Video, float]]:
@@ -87,7 +102,7 @@ def generate_clips(
             bar.update(1)
             return tensors
 
-        for part in batches:
+        def make(part: Sequence[Order]) -> list[tuple[Order, Tensor, float]]:
             labels = [order.label for order in part if order.label is not None]
             output = pipeline(
                 class_labels=labels or None,
@@ -100,4 +115,9 @@ def generate_clips(
             assert isinstance(output, VQVDMPipelineOutput)
             assert isinstance(output.frames, torch.Tensor)
             clips = output.frames.permute(0, 2, 1, 3, 4) * 2 - 1  # (b, c, t, h, w)
-            yield from zip(part, clips, output.fps, strict=True)
+            return list(zip(part, clips, output.fps, strict=True))
+
+        # A GPU samples the next batch while this one is decoded, written or measured; a CPU has no idle time to fill.
+        threads = 1 if pipeline.device.type == "cuda" else 0
+        for made in map_ahead(make, batches, threads, ahead=1):
+            yield from made

@@ -40,6 +40,7 @@ from vqvdm.arguments import (
 from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
+from vqvdm.graphs import GraphedDenoiser
 from vqvdm.identity import fingerprint
 from vqvdm.model_card import model_card
 from vqvdm.processor import packed_weights
@@ -48,6 +49,7 @@ from vqvdm.tokenizer import VideoTokenizer
 
 ClassLabel = str | int
 OBJECTIVE = ("prediction", "schedule", "zero_terminal_snr", "shift")  # what sampling must know of the training
+_DECODED_ON_GPU = 8  # videos at a time
 SHOWN_CLASSES = 30  # named at most in a message
 HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py")
 # For people who know only `DiffusionPipeline.from_pretrained(..., custom_pipeline=..., trust_remote_code=True)`.
@@ -138,6 +140,7 @@ class VQVDMPipeline(DiffusionPipeline):
         self._interrupt = False
         self._guidance_scale = float(guidance_scale)
         self._num_timesteps = 0
+        self._graphed, self._compiled = GraphedDenoiser(denoiser), False
         unknown = [key for key in self.id2label if not 0 <= key < self.num_classes]
         if unknown:
             raise InputError(f"id2label names class {unknown[0]}, the denoiser has {self.num_classes} classes")
@@ -181,6 +184,11 @@ class VQVDMPipeline(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Steps of the current call: calls of the denoiser, more than `num_inference_steps` with some schedulers."""
         return self._num_timesteps
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether `compile` has been called."""
+        return self._compiled
 
     @property
     def interrupt(self) -> bool:
@@ -299,7 +307,8 @@ class VQVDMPipeline(DiffusionPipeline):
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": ...}) after each step; may return
                 replaced tensors.
             callback_on_step_end_tensor_inputs: tensors handed to the callback; "latents" is the only one there is.
-            decode_chunk_size: videos decoded at a time; all by default.
+            decode_chunk_size: videos decoded at a time; by default 8 on a GPU, whose memory so bounds sampling alone,
+                else all.
 
         Raises:
             InputError: an argument the model cannot serve; the message names it.
@@ -335,7 +344,7 @@ class VQVDMPipeline(DiffusionPipeline):
         self._guidance_scale = 1.0 if labels is None else scale
 
         fit(self.scheduler, self.objective, bounded=self.tokenizer is None)
-        self.scheduler.set_timesteps(steps, device=device)
+        self.scheduler.set_timesteps(steps, device="cpu")  # no step waits for the GPU to tell its level
         self._num_timesteps = len(self.scheduler.timesteps)
         latents = self._initial_noise(shape, generators, latents, device)
         predict = self._predictor(labels, torch.tensor(rates, device=device), interval, rescale)
@@ -362,10 +371,11 @@ class VQVDMPipeline(DiffusionPipeline):
         """(scaled latents (b, c, t, h, w), timestep, step) -> what the scheduler expects, guided in the interval."""
         latest: dict[str, Tensor] = {}
         planned = StepModulations(self.denoiser, self.scheduler.timesteps)
+        run = self._graphed.of(self.denoiser)
 
         def denoise(noisy: Tensor, timestep: Tensor, class_labels: Tensor | None, rates: Tensor) -> Tensor:
             made = planned.at(timestep, class_labels, rates)
-            prediction = self.denoiser(noisy.to(self.denoiser.dtype), timestep, class_labels, rates, made).float()
+            prediction = run(noisy.to(self.denoiser.dtype), timestep, class_labels, rates, made).float()
             latest["conditional"] = prediction[: len(fps)]  # the first half of a guided batch
             return prediction
 
@@ -413,7 +423,8 @@ class VQVDMPipeline(DiffusionPipeline):
         """Latents (b, c, t, h, w) to videos of the asked form."""
         clips = latents
         if self.tokenizer is not None:
-            parts = latents.to(self.tokenizer.dtype).split(chunk or len(latents))
+            few = _DECODED_ON_GPU if latents.device.type == "cuda" else len(latents)
+            parts = latents.to(self.tokenizer.dtype).split(chunk or few)
             clips = torch.cat([self.tokenizer.decode(part) for part in parts])  # (b, 3, t, h, w)
         return self.video_processor.postprocess_video(clips.float().clamp(-1, 1), output_type=output_type)
 
@@ -447,6 +458,19 @@ class VQVDMPipeline(DiffusionPipeline):
             scheduler=type(self.scheduler).__name__,
             noise={name.replace("_", " "): self.config["diffusion"][name] for name in stated},
         )
+
+    def compile(self, **options: Any) -> None:
+        """Compile the blocks that both networks repeat (regional compilation); the next call of each size is slower.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        if self._compiled:
+            return
+        self._compiled = True
+        for network in (self.denoiser, self.tokenizer):
+            if network is not None:
+                network.compile_repeated_blocks(**options)
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike[str], **kwargs: Any) -> str:

@@ -59,12 +59,14 @@ def packed_convolution(layer: nn.Conv3d, x: Tensor) -> Tensor | None:
     It is outside of `packed_weights`, where gradients are wanted, under autocast, while compiling, on other devices,
     and where this torch cannot pack.
     """
+    if torch.compiler.is_compiling():  # first: compilers cannot look into what follows
+        return None
     kept, weight = _packed.get(), layer.weight
     if kept is None or x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return None
-    if weight.dtype != x.dtype or torch.compiler.is_compiling() or not _can_pack(x.dtype):
+    if weight.dtype != x.dtype or not _can_pack(x.dtype):
         return None
     state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version, x.shape)
     if id(layer) not in kept or kept[id(layer)][0] != state:

@@ -162,6 +162,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _repeated_blocks = ["ResidualBlock"]  # noqa: RUF012
     _skip_layerwise_casting_patterns = ["norm", "codebook"]  # noqa: RUF012  diffusers' own form
     _keep_in_fp32_modules = ["codebook", "running_norm", "latents_mean", "latents_std"]  # noqa: RUF012
 

@@ -40,6 +40,7 @@ def main(
     price: float | None = None,
     batch: int = 1,
     growth: str | None = None,
+    compile: bool = False,
     device: str = "auto",
 ) -> None:
     """Time the stages of a recipe, with random weights, by turns, beside what the machine can do at best.
@@ -58,6 +59,7 @@ def main(
         batch: clips that a stage makes or takes at a time; training has the recipe's.
         growth: measure instead how time and memory grow with frames, size, batch, parameters or clips (several with
             commas between, or all).
+        compile: compile the blocks of both networks first (minutes).
         price: of an hour of this machine, in any currency: gives the cost of a thousand clips.
         device: cpu, cuda, mps or auto.
     """
@@ -75,6 +77,8 @@ def main(
         print(json.dumps({**measure_growth(settings, growth, place, pick_dtype(dtype, place), rounds), **_here(place)}))
         return
     subject = Subject(settings, place, pick_dtype(dtype, place), batch)
+    if compile:
+        subject.pipeline.compile()
     with TemporaryDirectory(prefix="vqvdm-benchmark-") as folder:
         cases = {name: STAGES[name](subject, Path(folder, name)) for name in wanted}
         peer, peer_parameters = peer_stages(subject) if against == "vdm" else ({}, None)
@@ -219,6 +223,7 @@ def _summary(
         "recipe": subject.recipe.name,
         "dtype": _name(subject.dtype),
         "batch": subject.batch,
+        "compiled": subject.pipeline.is_compiled,
         "parameters": subject.parameters(),
         "peak_memory_bytes": _peak_memory(subject.device),
         **_here(subject.device),

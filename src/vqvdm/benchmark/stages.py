@@ -16,6 +16,7 @@ from vqvdm.benchmark.resources import Work, work_of
 from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
+from vqvdm.graphs import GraphedDenoiser
 from vqvdm.metrics.i3d import I3D, SIDE, shapes
 from vqvdm.pipeline import OBJECTIVE, VQVDMPipeline
 from vqvdm.processor import keep_packed
@@ -112,13 +113,14 @@ class Subject:
     def step(self, scale: float) -> Callable[[], Tensor]:
         """One step of the denoiser, to be called again and again."""
         denoiser = self.pipeline.denoiser
+        run_denoiser = GraphedDenoiser(denoiser).of(denoiser)
         labels = torch.zeros(self.batch, dtype=torch.int64, device=self.device) if self.pipeline.num_classes else None
         rate = torch.full((self.batch,), 8.0, device=self.device)
-        timestep = torch.full((1,), 500.0, device=self.device)
+        timestep = torch.full((1,), 500.0)  # on the CPU, as in sampling
         planned = StepModulations(denoiser, timestep)  # as in sampling, where those of all steps are made at once
 
         def denoise(noisy: Tensor, time: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
-            return denoiser(noisy, time, class_labels, fps, planned.at(time, class_labels, fps))
+            return run_denoiser(noisy, time, class_labels, fps, planned.at(time, class_labels, fps))
 
         step = guided(denoise, self.pipeline.num_classes, scale)
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vqvdm.ahead import map_ahead
 from vqvdm.data.clips import ClipTiming, describe, restated, square, stretch
 from vqvdm.data.index import build_index
 from vqvdm.data.layouts import Layout, find_videos
@@ -34,8 +33,6 @@ _READERS = 2  # videos decoded at a time, while the networks compute
 
 Frames = NDArray[np.uint8] | NDArray[np.float32]
 Split = Literal["train", "test", "all"]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ class FileVideos:
         return np.array([timing.starts(video.times, video.rate) for video in self._videos], np.int64)
 
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
-        yield from _read_ahead(lambda draw: self._read(draw, timing), draws)
+        yield from map_ahead(lambda draw: self._read(draw, timing), draws, _READERS, ahead=2 * _READERS)
 
     def _read(self, draw: Draw, timing: ClipTiming) -> Clip:
         video = self._videos[draw.video]
@@ -255,19 +252,3 @@ def check_enough(videos: Videos, starts: NDArray[np.int64], timing: ClipTiming, 
             f"{videos.name}: {enough} of {len(videos.lengths)} videos are long enough for {describe(timing)}, the "
             f"longest has {int(videos.lengths.max())} frames; at least {least} are needed"
         )
-
-
-def _read_ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map`, a few items ahead in threads: decoding lets other threads run."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        waiting = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(read, item))
-                if len(waiting) > 2 * _READERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -27,7 +27,7 @@ from vqvdm.evaluation.score import score
 from vqvdm.evaluation.sides import DrawnVideos, Side, StoredReference, store_reference
 from vqvdm.evaluation.sources import Videos, open_videos
 from vqvdm.files import check_writable, write_text
-from vqvdm.generation import make_orders
+from vqvdm.generation import compile_for, make_orders, usual_batch
 from vqvdm.loading import DTYPES, load_pipeline, load_tokenizer, pick_device
 from vqvdm.metrics.c3d import FRAMES as C3D_FRAMES
 from vqvdm.metrics.protocol import Protocol, preset
@@ -218,7 +218,8 @@ def generated(
     kinds = len(make_orders(pipeline, classes, 1, protocol.seed))
     orders = make_orders(pipeline, classes, math.ceil(wanted / kinds), protocol.seed)
     orders = sorted(orders, key=lambda order: order.number)[:wanted]  # classes by turns: equally often in any number
-    return GeneratedVideos(model, pipeline, orders, arguments, batch)
+    compile_for(pipeline, len(orders), sampling.get("num_inference_steps") or pipeline.config["num_inference_steps"])
+    return GeneratedVideos(model, pipeline, orders, arguments, max(batch, usual_batch(pipeline.device)))
 
 
 def _size(pipeline: VQVDMPipeline, options: Options) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Literal
 import vqvdm
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
-from vqvdm.generation import generate, make_orders
+from vqvdm.generation import compile_for, generate, make_orders, usual_batch
 from vqvdm.loading import load_pipeline, pick_device, pick_dtype
 from vqvdm.video import Video, enlarged, write_sheet, write_video
 
@@ -32,7 +32,7 @@ def main(
     out: Path = Path("samples"),
     format: Format = "mp4",
     scale: int = 1,
-    batch: int = 8,
+    batch: int | None = None,
     tiled: bool = False,
     device: str = "auto",
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -56,7 +56,7 @@ def main(
         out: folder for the files; made if absent.
         format: of the files; png is a row of frames.
         scale: how often each pixel is repeated in the files, either way: small videos are hard to see.
-        batch: videos made at a time; changes memory and time, not the videos.
+        batch: videos made at a time; changes memory and time, not the videos. By default 8, on a GPU 64.
         tiled: decode in overlapping tiles, for long or large videos.
         device: cpu, cuda, mps or auto.
         dtype: in which the networks compute; auto is bfloat16 where the processor is fast at it, else float32.
@@ -71,6 +71,7 @@ def main(
             raise InputError("--tiled is for decoding, but this model makes pixels without a tokenizer; leave it out")
         pipeline.tokenizer.enable_tiling()
     orders = make_orders(pipeline, classes, count, seed)
+    compile_for(pipeline, len(orders), steps or pipeline.config["num_inference_steps"])
     arguments = {
         "fps": fps,
         "num_frames": frames,
@@ -89,7 +90,7 @@ def main(
         "scheduler": type(pipeline.scheduler).__name__,
     }
     shown: list[Video] = []
-    for order, video, rate in generate(pipeline, orders, batch, arguments):
+    for order, video, rate in generate(pipeline, orders, batch or usual_batch(pipeline.device), arguments):
         metadata = {**facts, "seed": order.seed, "class": order.name, "fps": rate}
         shown_as = enlarged(video, scale * video.shape[1])
         write_video(out / f"{order.file}.{format}", shown_as, rate, metadata)

@@ -1,0 +1,114 @@
+"""A denoiser whose GPU kernels are recorded once and launched together from then on (CUDA graphs).
+
+One step of a light network is hundreds of small kernels, and launching them one by one takes longer than running them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvdm.denoiser import VideoDenoiser
+
+logger = logging.getLogger(__name__)
+
+_KEPT = 4  # shapes, each with its own memory
+_WARM_UP = 3  # calls before recording, in which libraries choose their kernels
+_CLOSE = 0.02  # of the largest value: what a replay may differ from the plain call
+
+Call = Callable[[], Tensor]
+Record = Callable[[Call], tuple[Callable[[], None], Tensor]]  # a call -> (replay it, where its result will lie)
+
+
+class GraphedDenoiser:
+    """Calls a denoiser, by a recording of its kernels where that is possible and right.
+
+    A recording holds for one shape, and for weights that stay where they are in memory. Each is compared with the plain
+    call when it is made; where it differs, or cannot be made, the plain calls go on.
+    """
+
+    def __init__(self, denoiser: VideoDenoiser, record: Record | None = None, on: str = "cuda") -> None:
+        """Nothing is recorded yet.
+
+        Args:
+            denoiser: to be called.
+            record: `record_cuda`, or what a test puts in its place.
+            on: the kind of device on which to record.
+        """
+        self._denoiser, self._record, self._on = denoiser, record or record_cuda, on
+        self._recordings: dict[Any, tuple[list[Tensor], Callable[[], None], Tensor]] = {}
+        self._weights: tuple[int, ...] = ()
+        self._usable = False
+
+    def of(self, denoiser: VideoDenoiser) -> GraphedDenoiser:
+        """Itself, at the beginning of a sampling: recordings of other weights, or of moved ones, are dropped."""
+        self._denoiser = denoiser
+        weights = tuple(tensor.data_ptr() for tensor in (*denoiser.parameters(), *denoiser.buffers()))
+        if weights != self._weights:
+            self._recordings.clear()
+            self._weights = weights
+        # What hooks and adapters do in Python, a recording would not repeat.
+        hooked = hasattr(denoiser, "_hf_hook") or bool(getattr(denoiser, "peft_config", None)) or denoiser.training
+        self._usable = denoiser.device.type == self._on and not hooked
+        return self
+
+    def __call__(
+        self,
+        noisy: Tensor,
+        timestep: Tensor,
+        class_labels: Tensor | None,
+        fps: Tensor,
+        modulations: Sequence[Tensor] | None,
+    ) -> Tensor:
+        """As `VideoDenoiser.forward`."""
+        if not self._usable or modulations is None or torch.is_grad_enabled():
+            return self._denoiser(noisy, timestep, class_labels, fps, modulations)
+        key = (noisy.shape, noisy.dtype)
+        given = [noisy, *modulations]
+        if key not in self._recordings:
+            plain = self._denoiser(noisy, timestep, class_labels, fps, modulations)
+            recording = self._made(given, timestep, class_labels, fps, plain)
+            if recording is None:
+                self._usable = False
+                return plain
+            while len(self._recordings) >= _KEPT:
+                self._recordings.pop(next(iter(self._recordings)))
+            self._recordings[key] = recording
+        inputs, replay, result = self._recordings[key]
+        torch._foreach_copy_(inputs, given)
+        replay()
+        return result.clone()  # the next replay writes over it
+
+    def _made(
+        self, given: Sequence[Tensor], timestep: Tensor, class_labels: Tensor | None, fps: Tensor, plain: Tensor
+    ) -> tuple[list[Tensor], Callable[[], None], Tensor] | None:
+        """A recording that gives what the plain call gives; None if there is none."""
+        inputs = [tensor.clone() for tensor in given]
+        try:
+            replay, result = self._record(lambda: self._denoiser(inputs[0], timestep, class_labels, fps, inputs[1:]))
+            replay()
+        except (RuntimeError, AssertionError) as error:
+            logger.warning("steps are not recorded as a CUDA graph (%s)", str(error).partition("\n")[0])
+            return None
+        if (result - plain).abs().max() > _CLOSE * plain.abs().max():
+            logger.warning("steps are not recorded as a CUDA graph (a replay differs from the plain call)")
+            return None
+        return inputs, replay, result
+
+
+def record_cuda(call: Call) -> tuple[Callable[[], None], Tensor]:
+    """Record a call's kernels: (replay them, the tensor that each replay writes)."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UP):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph.replay, result

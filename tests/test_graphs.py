@@ -1,0 +1,114 @@
+"""Recorded steps: the same results as plain calls, and plain calls wherever a recording would be wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiny_pipeline import tiny_denoiser, tiny_pipeline
+from vqvdm.graphs import Call, GraphedDenoiser
+
+
+class Recorder:
+    """In the place of CUDA's graphs: a replay calls again, on what lies in the recorded inputs by then."""
+
+    def __init__(self, off: float = 0.0) -> None:
+        self.made, self.replayed, self.off = 0, 0, off
+
+    def __call__(self, call: Call) -> tuple[Call, Tensor]:
+        self.made += 1
+        result = call()
+
+        def replay() -> None:
+            self.replayed += 1
+            result.copy_(call() + self.off)
+
+        return replay, result
+
+
+def arguments(denoiser, seed: int, batch: int = 2) -> tuple:
+    generator = torch.Generator().manual_seed(seed)
+    noisy = torch.randn(batch, 4, 2, 4, 4, generator=generator)
+    timestep, labels, fps = torch.tensor(100.0 * seed), torch.zeros(batch, dtype=torch.int64), torch.full((batch,), 8.0)
+    return noisy, timestep, labels, fps, denoiser.modulations(timestep.expand(batch), labels, fps)
+
+
+@torch.no_grad()
+def test_replays_give_what_plain_calls_give():
+    denoiser, recorder = tiny_denoiser(), Recorder()
+    graphed = GraphedDenoiser(denoiser, recorder, on="cpu").of(denoiser)
+    results = []
+    for seed, batch in ((1, 2), (2, 2), (3, 1), (4, 2)):
+        given = arguments(denoiser, seed, batch)
+        results.append((graphed(*given), denoiser(*given)))
+    for found, wanted in results:  # also when later replays have been made
+        assert torch.equal(found, wanted)
+    assert recorder.made == 2  # one for each shape
+    assert recorder.replayed == 2 + 4
+
+
+@torch.no_grad()
+def test_moved_weights_are_recorded_anew():
+    denoiser, recorder = tiny_denoiser(), Recorder()
+    graphed = GraphedDenoiser(denoiser, recorder, on="cpu")
+    for _ in range(2):
+        graphed.of(denoiser)(*arguments(denoiser, 1))
+    assert recorder.made == 1
+    other = tiny_denoiser()
+    for parameter in other.parameters():
+        parameter.mul_(1.5)
+    given = arguments(other, 1)
+    assert torch.equal(graphed.of(other)(*given), other(*given))
+    assert recorder.made == 2
+
+
+@torch.no_grad()
+def test_a_replay_that_differs_is_not_used(caplog):
+    denoiser, recorder = tiny_denoiser(), Recorder(off=1.0)
+    graphed = GraphedDenoiser(denoiser, recorder, on="cpu").of(denoiser)
+    for seed in (1, 2):
+        given = arguments(denoiser, seed)
+        assert torch.equal(graphed(*given), denoiser(*given))
+    assert recorder.made == 1
+    assert "differs from the plain call" in caplog.text
+
+
+@torch.no_grad()
+def test_what_cannot_be_recorded_is_called(caplog):
+    def refuse(call: Call) -> tuple[Call, Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    denoiser = tiny_denoiser()
+    given = arguments(denoiser, 1)
+    assert torch.equal(GraphedDenoiser(denoiser, refuse, on="cpu").of(denoiser)(*given), denoiser(*given))
+    assert "(operation not permitted when stream is capturing)" in caplog.text
+
+
+@pytest.mark.parametrize("reason", ["adapter", "offloading", "training", "no modulations", "gradient", "device"])
+def test_what_a_recording_would_not_repeat_is_called(reason):
+    denoiser, recorder = tiny_denoiser(), Recorder()
+    given = arguments(denoiser, 1)
+    if reason == "adapter":
+        denoiser.peft_config = {"style": None}
+    if reason == "offloading":
+        denoiser._hf_hook = object()
+    if reason == "training":
+        denoiser.train()
+    if reason == "no modulations":
+        given = (*given[:4], None)
+    graphed = GraphedDenoiser(denoiser, recorder, on="cuda" if reason == "device" else "cpu").of(denoiser)
+    with torch.set_grad_enabled(reason == "gradient"):
+        graphed(*given)
+    assert recorder.made == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    pipeline = tiny_pipeline().to("cuda")
+    frames = [pipeline("left", generator=torch.Generator().manual_seed(0), output_type="pt").frames for _ in range(2)]
+    assert torch.equal(*frames)
+    assert pipeline._graphed._recordings
+    pipeline._graphed._on = "none"
+    plain = pipeline("left", generator=torch.Generator().manual_seed(0), output_type="pt").frames
+    torch.testing.assert_close(frames[0], plain, atol=1e-3, rtol=0)
