@@ -168,6 +168,13 @@ def test_growth(capsys):
     assert "did you mean 'frames'" in capsys.readouterr().err
 
 
+def test_clips_are_read_from_real_files_where_there_are_some(real_data, tmp_path):
+    recipe = Recipe.load("paper-ucf101", [f"data.path={real_data / 'ucf101-mini'}", "denoiser.model.channels=[64]"])
+    stage = TRAINING["read clips"](Subject(recipe, CPU, torch.float32), tmp_path)
+    assert "ucf101-mini" in stage.what
+    stage.run()
+
+
 def test_ratios_to_the_peer():
     seconds = {"100 steps": 5.0, "guided step": 0.05, SHIPPED: 8.0, TUNED: 4.0, TUNED_BATCH: 3.0, CONTROL: 0.2}
     found = compare({name: Timing((s, 2 * s)) for name, s in seconds.items()})

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvdm.decode import frame_images
+from vqvdm.decode import _from_key, frame_images
 from vqvdm.errors import InputError
 from vqvdm.files import check_writable
 from vqvdm.video import (
@@ -61,6 +61,39 @@ def test_every_window_of_every_format_holds_the_frames_asked(tmp_path, numbered,
     for start in range(0, 116, 5):  # sought where the container allows it
         wanted = [start, start + 1, start + 1, start + 4]
         assert numbered.read(read_frames(path, wanted, info)) == wanted
+
+
+def test_avi_is_decoded_from_its_key_frames(tmp_path, numbered):
+    path = _write(numbered, tmp_path / "a.avi", "mpeg4", {"g": "12"}, frames=60)
+    info, whole = probe(path), read_video(path)
+    assert info.keys[0] == 0
+    assert len(info.keys) >= 5
+    for start in range(60):
+        assert np.array_equal(read_frames(path, [start], info)[0], whole[start])
+        first, _ = next(_from_key(path, info.keys, start))
+        assert first == max(key for key in info.keys if key <= start)  # nothing before it is decoded
+
+
+def test_frames_that_depend_on_later_ones_are_decoded_from_the_start(tmp_path, numbered):
+    path = _write(numbered, tmp_path / "a.avi", "mpeg4", {"g": "12", "bf": "2"}, frames=60)
+    info = probe(path)
+    assert info.keys == ()
+    for start in (0, 11, 12, 13, 59):
+        assert numbered.read(read_frames(path, [start], info)) == [start]
+
+
+def test_where_no_key_frame_leads_on_decoding_is_from_the_start(tmp_path, numbered, monkeypatch):
+    path = _write(numbered, tmp_path / "a.avi", "mpeg4", {"g": "12"}, frames=60)
+    monkeypatch.setattr("vqvdm.decode._from_key", lambda *_: iter([]))
+    assert numbered.read(read_frames(path, [30, 31], probe(path))) == [30, 31]
+
+
+def test_real_avi_files_are_the_same_from_any_key_frame(real_data):
+    path = sorted((real_data / "ucf101-mini").rglob("*.avi"))[0]
+    info, whole = probe(path), read_video(path)
+    assert len(info.keys) > 5
+    for start in range(0, info.frames, 7):
+        assert np.array_equal(read_frames(path, [start], info)[0], whole[start])
 
 
 def test_a_seek_that_lands_too_late_is_answered_from_the_start(tmp_path, numbered, monkeypatch):

@@ -15,6 +15,7 @@ import re
 import statistics
 import sys
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -36,6 +37,8 @@ FOLDER_FPS = 25.0  # frame folders carry no rate; 25 is what the public loaders 
 
 # Containers whose index can be trusted; AVI's cannot (packed B-frames, odd first stamps).
 _SEEKABLE = ("mp4", "matroska")
+# Codecs of which a key frame needs nothing that came before it, nor does what follows it.
+_INDEPENDENT = ("mpeg4", "mjpeg")
 _SEEK_FROM = 32  # nearer frames are reached as fast by decoding
 # The last flag keeps unscaled frames right: without it FFmpeg's quick path makes them up to two levels too dark.
 _RESIZE = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
@@ -61,7 +64,8 @@ class VideoInfo:
     """What a video really holds, found by decoding it.
 
     `times` are the seconds of each frame after the first, None if frames are evenly spaced at `fps`. `start` is the
-    first frame's stamp in the file's clock (seconds). `note` tells of damage that leaves the video usable.
+    first frame's stamp in the file's clock (seconds). `keys` are frames at which decoding can begin, known of files
+    whose every packet is one frame, in the order shown. `note` tells of damage that leaves the video usable.
     """
 
     frames: int
@@ -71,6 +75,7 @@ class VideoInfo:
     start: float = 0.0
     times: tuple[float, ...] | None = None
     seekable: bool = False
+    keys: tuple[int, ...] = ()
     note: str = ""
 
     @property
@@ -100,11 +105,17 @@ def probe(path: str | Path) -> VideoInfo:
         stream = container.streams.video[0]
         header_rate = stream.average_rate or stream.guessed_rate
         header_frames = stream.frames
-        for frame in _decode(container, damage):
-            stamps.append(frame.time)
-            if not height:
-                height, width = _upright_size(frame)
+        keys: list[int] | None = []
+        for number, (is_key, frames) in enumerate(_packets(container, damage)):
+            stamps += [frame.time for frame in frames]
+            if frames and not height:
+                height, width = _upright_size(frames[0])
+            if keys is not None and len(stamps) == number + 1:
+                keys += [number] if is_key else []
+            elif frames:  # not one at a time
+                keys = None
         name = container.format.name
+        independent = stream.codec_context.name in _INDEPENDENT
     if not stamps:
         raise VideoError(path, "no frame decodes" + (f" ({damage[0]})" if damage else ""))
     fps, times, trouble = _timing(stamps, float(header_rate) if header_rate else None)
@@ -113,7 +124,8 @@ def probe(path: str | Path) -> VideoInfo:
         notes.append(f"the header states {header_frames} frames, {len(stamps)} decode")
     notes += [trouble] if trouble else []
     seekable = not damage and not trouble and any(container in name for container in _SEEKABLE)
-    return VideoInfo(len(stamps), fps, height, width, stamps[0] or 0.0, times, seekable, "; ".join(notes))
+    starts = tuple(keys or ()) if independent and not seekable and not damage else ()
+    return VideoInfo(len(stamps), fps, height, width, stamps[0] or 0.0, times, seekable, starts, "; ".join(notes))
 
 
 def read_video(path: str | Path, start: int = 0, count: int | None = None, stride: int = 1) -> Video:
@@ -148,6 +160,8 @@ def read_frames(
     found: list[Video] = []
     if info is not None and info.seekable and indices[0] > _SEEK_FROM:
         found = _collect(_sought(path, info, indices[0]), indices, short_side)
+    elif info is not None and info.keys:
+        found = _collect(_from_key(path, info.keys, indices[0]), indices, short_side)
     if len(found) < len(indices):
         found = _collect(_sequence(path), indices, short_side)
     if len(found) < len(indices):
@@ -190,6 +204,12 @@ def _reason(error: BaseException) -> str:
 
 def _decode(container: InputContainer, damage: list[str]) -> Iterator[av.VideoFrame]:
     """All frames in the order shown; packets that do not decode are noted in `damage` and passed over."""
+    for _, frames in _packets(container, damage):
+        yield from frames
+
+
+def _packets(container: InputContainer, damage: list[str]) -> Iterator[tuple[bool, list[av.VideoFrame]]]:
+    """Of each packet whether it is a key frame, and the frames that come out when it goes in."""
     packets = container.demux(container.streams.video[0])
     while True:
         try:
@@ -204,7 +224,7 @@ def _decode(container: InputContainer, damage: list[str]) -> Iterator[av.VideoFr
         except av.FFmpegError as error:
             damage.append(_reason(error))
             continue
-        yield from cast("list[av.VideoFrame]", frames)
+        yield bool(packet.is_keyframe), cast("list[av.VideoFrame]", frames)
 
 
 def _timing(stamps: Sequence[float | None], header: float | None) -> tuple[float, tuple[float, ...] | None, str]:
@@ -244,6 +264,22 @@ def _sought(path: Path, info: VideoInfo, first: int) -> Iterator[_Numbered]:
             if frame.time is None or damage:
                 return
             yield int(np.abs(times - (frame.time - info.start)).argmin()), frame
+
+
+def _from_key(path: Path, keys: Sequence[int], first: int) -> Iterator[_Numbered]:
+    """Numbered frames from the last key frame at or before `first`: what lies before it is read, but not decoded."""
+    key = keys[bisect_right(keys, first) - 1]
+    with _open(path) as container:
+        for number, packet in enumerate(container.demux(container.streams.video[0])):
+            if number < key:
+                continue
+            try:
+                frames = cast("list[av.VideoFrame]", packet.decode())
+            except av.FFmpegError:
+                return
+            if len(frames) != 1:
+                return
+            yield number, frames[0]
 
 
 def _collect(frames: Iterator[_Numbered], indices: Sequence[int], short_side: int | None) -> list[Video]:

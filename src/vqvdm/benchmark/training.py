@@ -17,12 +17,13 @@ from torch.utils.data import Dataset
 
 from vqvdm.benchmark.resources import work_of
 from vqvdm.benchmark.stages import Stage, Subject
+from vqvdm.data import open_dataset
 from vqvdm.data.clips import ClipDataset, ClipTiming
 from vqvdm.data.index import build_index
 from vqvdm.data.listing import Sample
 from vqvdm.latents import LatentCache, write_latents
 from vqvdm.loading import pick_dtype
-from vqvdm.recipe import TrainingRecipe
+from vqvdm.recipe import DataRecipe, TrainingRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train.denoiser import DenoiserStage
 from vqvdm.train.dry_run import RandomItems, last_batches
@@ -62,15 +63,12 @@ def _update(
 
 
 def _reading_clips(subject: Subject, folder: Path) -> Stage:
-    """Random windows of videos of 320x240, resized and cropped, in this process."""
+    """Random windows, resized and cropped, in this process: of the recipe's videos, or of some made for it."""
     data = subject.recipe.data
-    needed = max(_FILE_FRAMES, 2 * data.frames * data.stride)
-    for number in range(_FILES):
-        write_video(folder / "videos" / f"{number}.mp4", _moving(number, needed), 25.0)
-    names = sorted(path.name for path in (folder / "videos").iterdir())
-    root, timing = folder / "videos", ClipTiming(data.frames, data.fps, data.stride)
-    index = build_index(root, names, progress=False)
-    dataset = ClipDataset(root, [Sample(name) for name in names], index, (), timing, data.size, training=True)
+    if Path(data.path).exists():
+        dataset, what = open_dataset(data, "train", progress=False), f"from the videos of {data.path}"
+    else:
+        dataset, what = _drifting_videos(data, folder / "videos"), "from H.264 of 320x240"
     numbers = count()
 
     def run() -> None:
@@ -78,7 +76,17 @@ def _reading_clips(subject: Subject, folder: Path) -> Stage:
             number = next(numbers)
             dataset[(number % len(dataset), number)]
 
-    return Stage(run, f"random windows of {data.frames} frames from H.264 of 320x240, one process", clips=_READ)
+    return Stage(run, f"random windows of {data.frames} frames {what}, one process", clips=_READ)
+
+
+def _drifting_videos(data: DataRecipe, folder: Path) -> ClipDataset:
+    needed = max(_FILE_FRAMES, 2 * data.frames * data.stride)
+    for number in range(_FILES):
+        write_video(folder / f"{number}.mp4", _moving(number, needed), 25.0)
+    names = sorted(path.name for path in folder.iterdir())
+    index = build_index(folder, names, progress=False)
+    timing = ClipTiming(data.frames, data.fps, data.stride)
+    return ClipDataset(folder, [Sample(name) for name in names], index, (), timing, data.size, training=True)
 
 
 def _reading_latents(subject: Subject, folder: Path) -> Stage:

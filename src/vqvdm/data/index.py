@@ -29,7 +29,7 @@ from vqvdm.files import cache_folder, write_text
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of the cache file; another one is ignored
+VERSION = 2  # of the cache file; another one is ignored
 _FEW = 24  # so many files are decoded faster than worker processes start
 _SAVE_EVERY = 2000  # files
 
@@ -105,6 +105,7 @@ def _info(fields: Mapping[str, Any]) -> VideoInfo:
     values: dict[str, Any] = dict(fields)
     if values["times"] is not None:
         values["times"] = tuple(values["times"])
+    values["keys"] = tuple(values["keys"])
     return VideoInfo(**values)
 
 
