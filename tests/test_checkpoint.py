@@ -165,7 +165,7 @@ def test_differences_of_nested_values() -> None:
 
 def test_a_loaded_optimizer_takes_the_same_step_bit_for_bit() -> None:
     torch.manual_seed(0)
-    model = channels_last(nn.Conv3d(5, 6, 3))  # a layout that the fused kernel would mix up
+    model = channels_last(nn.Conv3d(5, 6, 3), torch.device("cuda"))  # a layout that the fused kernel would mix up
     optimizer = make_adamw(model.parameters(), 0.1, (0.9, 0.99), weight_decay=0.1)
 
     def step(network: nn.Module, its_optimizer: torch.optim.Optimizer, seed: int) -> None:

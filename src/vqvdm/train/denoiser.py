@@ -210,7 +210,7 @@ class DenoiserStage:
                 "channels; leave it out"
             )
         torch.manual_seed(seed_of(self.training.seed, "denoiser"))
-        self.denoiser = channels_last(VideoDenoiser(**arguments)).to(accelerator.device)
+        self.denoiser = channels_last(VideoDenoiser(**arguments), accelerator.device).to(accelerator.device)
         if any(n % factor for n, factor in zip(extent, self.denoiser.factors, strict=True)):
             raise InputError(
                 f"denoiser.model.channels and denoiser.model.patch ask for (t, h, w) divisible by "

@@ -141,7 +141,7 @@ class TokenizerStage:
         device, adversarial = accelerator.device, self.loss.adversarial
         torch.manual_seed(seed_of(self.training.seed, "tokenizer"))
 
-        self.tokenizer = channels_last(VideoTokenizer(**recipe.tokenizer.model)).to(device)
+        self.tokenizer = channels_last(VideoTokenizer(**recipe.tokenizer.model), device).to(device)
         latent_shape = self.tokenizer.latent_shape(recipe.data.frames, recipe.data.size, recipe.data.size)
         self.positions = math.prod(latent_shape[1:]) * self.training.batch * accelerator.num_processes
         self.average = averaged_copy(self.tokenizer) if self.training.ema_decay > 0 else None
