@@ -96,7 +96,8 @@ def test_clipping_returns_the_norm_before(largest: float, after: float) -> None:
 def test_channels_last_changes_the_layout_alone() -> None:
     model = nn.Sequential(nn.Conv3d(4, 4, 2), nn.Linear(1, 1))
     before = copy.deepcopy(model.state_dict())
-    assert channels_last(model)[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert channels_last(model, torch.device("cpu"))[0].weight.is_contiguous()
+    assert channels_last(model, torch.device("cuda"))[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
     assert not model[0].weight.is_contiguous()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert usable_copy(model)[0].weight.is_contiguous()
