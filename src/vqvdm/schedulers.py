@@ -121,7 +121,7 @@ def adapted(denoise: Denoise, objective: Objective, scheduler: Any) -> Predict:
         alpha, sigma = _level(scheduler, timestep, step)
         own_alpha, own_sigma, own_timestep = objective.level_like(alpha, sigma)
         noisy = sample * (math.hypot(own_alpha, own_sigma) / math.hypot(alpha, sigma))
-        prediction = denoise(noisy, torch.tensor(own_timestep, dtype=torch.float32, device=sample.device))
+        prediction = denoise(noisy, torch.tensor(own_timestep, dtype=torch.float32))
         x0, noise = objective.split(prediction, noisy, own_alpha, own_sigma)
         return noise - x0 if _walks_flow(scheduler) else alpha * noise - sigma * x0
 
