@@ -55,13 +55,20 @@ def test_operations_and_bytes_are_those_of_the_closed_form():
 
 def test_energy_is_what_the_counters_rise_by(tmp_path):
     assert energy_meter(CPU, tmp_path) is None
-    for name, now in (("intel-rapl:0", 900), ("intel-rapl:1", 5), ("intel-rapl:0:0", 7)):
+    for name, kind, now in (
+        ("intel-rapl:0", "package-0", 900),
+        ("intel-rapl:1", "package-1", 5),
+        ("intel-rapl:2", "psys", 1),
+        ("intel-rapl:0:0", "core", 7),
+    ):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(f"{kind}\n")
         (tmp_path / name / "energy_uj").write_text(f"{now}\n")
         (tmp_path / name / "max_energy_range_uj").write_text("999\n")
     spent = energy_meter(CPU, tmp_path)
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100\n")  # it began anew at 999
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("25\n")
+    (tmp_path / "intel-rapl:2" / "energy_uj").write_text("999\n")
     assert spent() == pytest.approx((200 + 20) / 1e6)
     assert spent() == 0
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
+from tiny_training import TinyClips, tiny_recipe
 from vqvdm import cli
-from vqvdm.train.dry_run import Trial, duration, largest_batch
+from vqvdm.errors import InputError
+from vqvdm.train.dry_run import Trial, dry_run, duration, largest_batch, report
+from vqvdm.train.loop import make_accelerator
+from vqvdm.train.tokenizer import TokenizerStage
 
 
 def test_the_largest_batch_is_where_the_line_meets_the_memory():
@@ -40,19 +48,48 @@ def test_the_command_keeps_nothing(
     printed = capsys.readouterr().out
     assert "clips/s in batches of 4" in printed
     assert "largest batch that fits" in printed
-    assert f"{stage}.training.batch" in printed or "unknown here" in printed
+    assert f"{stage}.training.batch" in printed or "unknown" in printed
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_batch_that_does_not_fit_is_parted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vqvdm.train.dry_run.available_memory", lambda device: 10_000_000)
-    size = ["data.size=64", "tokenizer.training.batch=64"]
-    assert cli.main(["train", "tokenizer", "demo", *size, "--dry-run"]) == 0
-    printed = capsys.readouterr().out
-    if "unknown here" in printed:
-        pytest.skip("this system does not tell how much memory a run takes")
-    assert "the recipe's 64 do not fit" in printed
-    batch = int(printed.rpartition("tokenizer.training.batch=")[2].split()[0])
-    accumulate = int(printed.rpartition("accumulate=")[2].split()[0])
-    assert batch * accumulate == 64
+class SlowClips(TinyClips):
+    """Each takes a tenth of a second to read."""
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Tensor]:
+        time.sleep(0.1)
+        return super().__getitem__(key)
+
+
+def stage_of(tmp_path: Path, dataset: TinyClips, **training: int) -> TokenizerStage:
+    recipe = tiny_recipe(**training)
+    recipe = replace(recipe, data=replace(recipe.data, workers=1))
+    return TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), dataset)
+
+
+def test_reading_is_not_part_of_an_update(tmp_path: Path):
+    lines = dry_run(stage_of(tmp_path, SlowClips(), batch=4), SlowClips(), torch.device("cpu"))
+    (reading,) = (line for line in lines if line.startswith("reading: "))
+    assert 8 < float(reading.split()[1]) < 10
+    assert int(reading.partition("data.workers=")[2].split()[0]) > 2  # tiny clips train faster than ten a second
+
+
+@pytest.mark.parametrize(
+    ("fits", "advice"), [(4, "batch=2 tokenizer.training.accumulate=5"), (5, "batch=5 tokenizer.training.accumulate=2")]
+)
+def test_a_batch_that_does_not_fit_is_parted(fits: int, advice: str, tmp_path: Path):
+    stage = stage_of(tmp_path, TinyClips(), batch=10)
+    lines = report(stage, [Trial(1, 1.0, 100)], 1000, fits, None)
+    assert f"about {fits}" in lines[-2]
+    assert f"the recipe's 10 do not fit: tokenizer.training.{advice} has the same clips" in lines[-1]
+    assert "do not fit" not in report(stage, [Trial(1, 1.0, 100)], 1000, 10, None)[-1]
+    assert "unknown" in report(stage, [Trial(1, 1.0, None)], None, None, None)[-1]
+
+
+def test_what_does_not_fit_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(step: int, batches: list) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stage = stage_of(tmp_path, TinyClips())
+    monkeypatch.setattr(stage, "update", full)
+    with pytest.raises(InputError, match="not even one clip"):
+        dry_run(stage, TinyClips(), torch.device("cpu"))

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from tiny_pipeline import tiny_denoiser, tiny_pipeline
+from vqvdm.benchmark.resources import work_of
 from vqvdm.graphs import Call, GraphedDenoiser
 
 
 class Recorder:
     """In the place of CUDA's graphs: a replay calls again, on what lies in the recorded inputs by then."""
 
-    def __init__(self, off: float = 0.0) -> None:
-        self.made, self.replayed, self.off = 0, 0, off
+    def __init__(self, off: float = 0.0, idle: bool = False) -> None:
+        self.made, self.replayed, self.off, self.idle = 0, 0, off, idle
 
     def __call__(self, call: Call) -> tuple[Call, Tensor]:
         self.made += 1
@@ -22,7 +23,8 @@ class Recorder:
 
         def replay() -> None:
             self.replayed += 1
-            result.copy_(call() + self.off)
+            if not self.idle:
+                result.copy_(call() + self.off)
 
         return replay, result
 
@@ -64,13 +66,14 @@ def test_moved_weights_are_recorded_anew():
 
 
 @torch.no_grad()
-def test_a_replay_that_differs_is_not_used(caplog):
-    denoiser, recorder = tiny_denoiser(), Recorder(off=1.0)
-    graphed = GraphedDenoiser(denoiser, recorder, on="cpu").of(denoiser)
+@pytest.mark.parametrize("recorder", [Recorder(off=1.0), Recorder(off=float("nan")), Recorder(idle=True)])
+def test_a_replay_that_differs_is_not_used(recorder, caplog):
+    denoiser = tiny_denoiser()
+    graphed = GraphedDenoiser(denoiser, recorder, on="cpu")
     for seed in (1, 2):
         given = arguments(denoiser, seed)
-        assert torch.equal(graphed(*given), denoiser(*given))
-    assert recorder.made == 1
+        assert torch.equal(graphed.of(denoiser)(*given), denoiser(*given))
+    assert recorder.made == 1  # and not tried again
     assert "differs from the plain call" in caplog.text
 
 
@@ -85,7 +88,26 @@ def test_what_cannot_be_recorded_is_called(caplog):
     assert "(operation not permitted when stream is capturing)" in caplog.text
 
 
-@pytest.mark.parametrize("reason", ["adapter", "offloading", "training", "no modulations", "gradient", "device"])
+@torch.no_grad()
+def test_counters_see_all_operations_and_modes_have_recordings_of_their_own():
+    denoiser, recorder = tiny_denoiser(), Recorder()
+    graphed = GraphedDenoiser(denoiser, recorder, on="cpu").of(denoiser)
+    given = arguments(denoiser, 1)
+    graphed(*given)
+    assert work_of(lambda: graphed(*given)) == work_of(lambda: denoiser(*given))
+    with torch.inference_mode():
+        graphed(*given)
+    assert torch.equal(graphed(*given), denoiser(*given))
+    assert recorder.made == 2
+    graphed.forget()
+    graphed(*given)
+    assert recorder.made == 3
+
+
+REASONS = ["adapter", "offloading", "casting", "hook", "training", "no modulations", "gradient", "device"]
+
+
+@pytest.mark.parametrize("reason", REASONS)
 def test_what_a_recording_would_not_repeat_is_called(reason):
     denoiser, recorder = tiny_denoiser(), Recorder()
     given = arguments(denoiser, 1)
@@ -93,6 +115,10 @@ def test_what_a_recording_would_not_repeat_is_called(reason):
         denoiser.peft_config = {"style": None}
     if reason == "offloading":
         denoiser._hf_hook = object()
+    if reason == "casting":
+        denoiser.stem._diffusers_hook = object()
+    if reason == "hook":
+        denoiser.middle[0].register_forward_hook(lambda *given: None)
     if reason == "training":
         denoiser.train()
     if reason == "no modulations":

@@ -23,8 +23,9 @@ def test_available_memory_is_the_machines_or_the_containers(tmp_path):
     (tmp_path / "meminfo").write_text("MemTotal: 4000 kB\nMemAvailable:    3000 kB\n")
     assert available_memory(CPU, tmp_path, tmp_path) == 3000 * 1024
     (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("1500\n")
+    (tmp_path / "memory.stat").write_text("file 900\ninactive_file 500\n")  # what can be taken back
     assert available_memory(CPU, tmp_path, tmp_path) == 3000 * 1024
     (tmp_path / "memory.max").write_text("500000\n")
     assert available_memory(CPU, tmp_path, tmp_path) == 499_000
-    assert available_memory(CPU) > 0
+    assert available_memory(CPU, tmp_path / "absent") is None

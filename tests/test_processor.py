@@ -103,7 +103,11 @@ def test_sampling_is_that_of_the_plain_path(monkeypatch) -> None:
 
 
 @torch.no_grad()
-def test_modulations_made_for_all_steps_are_those_made_in_each() -> None:
+@pytest.mark.parametrize("planned_at_once", [4096, 4, 1])
+def test_modulations_made_for_all_steps_are_those_made_in_each(
+    planned_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqvdm.denoiser._PLANNED", planned_at_once)
     denoiser = _pipeline(torch.float32).denoiser
     timesteps, labels, fps = torch.tensor([900.0, 500.0, 20.0]), torch.tensor([1, 3]), torch.tensor([8.0, 0.0])
     planned = StepModulations(denoiser, timesteps)
@@ -113,4 +117,3 @@ def test_modulations_made_for_all_steps_are_those_made_in_each() -> None:
         assert made is not None
         torch.testing.assert_close(denoiser(x, timestep, labels, fps, made), denoiser(x, timestep, labels, fps))
     assert planned.at(torch.tensor(7.0), labels, fps) is None  # between the steps, as some schedulers ask
-    assert StepModulations(denoiser, torch.arange(3000.0)).at(torch.tensor(7.0), labels, fps) is None

@@ -279,23 +279,26 @@ class StepModulations:
         """`timesteps` (s,) are those to come; of others the modulations are made one by one."""
         self._denoiser, self._timesteps = denoiser, timesteps
         self._number = {timestep: number for number, timestep in enumerate(timesteps.tolist())}
-        self._made: dict[int, list[Tensor]] = {}  # (s, b, 2 c) each, by b
+        self._made: dict[tuple[int, int], list[Tensor]] = {}  # (s, b, 2 c) each, by b and part of the steps
 
     def at(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> list[Tensor] | None:
         """Those of one step; None if they are to be made where they are used.
 
         A sampling asks with one set of labels and rates for each size of batch: with guidance or without.
         """
-        b, steps = len(fps), len(self._timesteps)
+        b = len(fps)
         number = self._number.get(float(timestep)) if timestep.numel() == 1 else None
-        if number is None or b * steps > _PLANNED:
+        if number is None:
             return None
-        if b not in self._made:
+        part, place = divmod(number, max(_PLANNED // b, 1))
+        if (b, part) not in self._made:
+            levels = self._timesteps.split(max(_PLANNED // b, 1))[part].to(fps.device)
+            steps = len(levels)
             labels = None if class_labels is None else class_labels.repeat(steps)
-            levels = self._timesteps.to(fps.device).repeat_interleave(b)
-            made = self._denoiser.modulations(levels, labels, fps.repeat(steps))
-            self._made[b] = [modulation.unflatten(0, (steps, b)) for modulation in made]
-        return [modulation[number] for modulation in self._made[b]]
+            made = self._denoiser.modulations(levels.repeat_interleave(b), labels, fps.repeat(steps))
+            self._made = {key: kept for key, kept in self._made.items() if key[0] != b}  # those of earlier steps
+            self._made[b, part] = [modulation.unflatten(0, (steps, b)) for modulation in made]
+        return [modulation[place] for modulation in self._made[b, part]]
 
 
 def _check(

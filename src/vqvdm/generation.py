@@ -18,6 +18,7 @@ from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
 from vqvdm.video import Video, to_video
 
 _MUCH = 20_000  # steps, counted for each video
+_COMPILED = 64  # variants of a block: its widths, times sizes of batches
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,6 @@ def usual_batch(device: torch.device) -> int:
 def compile_for(pipeline: VQVDMPipeline, videos: int, steps: int) -> None:
     """Compile the pipeline's blocks where the work ahead outweighs the minute that takes: on a GPU, much of it."""
     if pipeline.device.type == "cuda" and videos * steps >= _MUCH:
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
         pipeline.compile()
 
 
@@ -103,6 +103,9 @@ def generate_clips(
             return tensors
 
         def make(part: Sequence[Order]) -> list[tuple[Order, Tensor, float]]:
+            if pipeline.is_compiled:  # settings of the thread that compiles
+                torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+                torch._dynamo.config.cache_size_limit = _COMPILED
             labels = [order.label for order in part if order.label is not None]
             output = pipeline(
                 class_labels=labels or None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,20 +21,23 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int | None:
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
+    status = _PROC / "self" / "status"
     try:
         _give_back()
         (_PROC / "self" / "clear_refs").write_text("5")  # sets the peak to what is in use now (man 5 proc)
-        before = _kilobytes(_PROC / "self" / "status", "VmRSS")
-    except OSError:
-        before = None
+        before = _kilobytes(status, "VmRSS")
+        _kilobytes(status, "VmHWM")
+    except OSError:  # not Linux
+        run()
+        return None
     run()
-    return None if before is None else max(_kilobytes(_PROC / "self" / "status", "VmHWM") - before, 0) * 1024
+    return max(_kilobytes(status, "VmHWM") - before, 0) * 1024
 
 
-def available_memory(device: torch.device, proc: Path = _PROC, cgroup: Path = _CGROUP) -> int:
+def available_memory(device: torch.device, proc: Path = _PROC, cgroup: Path = _CGROUP) -> int | None:
     """Bytes that this process can still take: of a GPU what is free or kept by torch, else of the machine.
 
-    A container's limit (control groups, version 2) counts as the machine's.
+    A container's limit (control groups, version 2) counts as the machine's. None where the system does not tell.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -43,19 +45,25 @@ def available_memory(device: torch.device, proc: Path = _PROC, cgroup: Path = _C
     try:
         left = _kilobytes(proc / "meminfo", "MemAvailable") * 1024
     except OSError:  # not Linux
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return None
     try:
         limit, used = ((cgroup / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return left if limit == "max" else min(left, max(int(limit) - int(used), 0))
-    except OSError:
+        reclaimable = sum(
+            int(line.split()[1])
+            for line in (cgroup / "memory.stat").read_text().splitlines()
+            if line.startswith("inactive_file ")
+        )
+        return left if limit == "max" else min(left, max(int(limit) - int(used) + reclaimable, 0))
+    except (OSError, ValueError):
         return left
 
 
 def _give_back() -> None:
     """Let the C library return what earlier runs have freed, which would hide what this one takes."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # glibc's
+    except (AttributeError, OSError, TypeError):  # another library, or another system
+        return
 
 
 def _kilobytes(path: Path, field: str) -> int:

@@ -468,6 +468,7 @@ class VQVDMPipeline(DiffusionPipeline):
         if self._compiled:
             return
         self._compiled = True
+        self._graphed.forget()
         for network in (self.denoiser, self.tokenizer):
             if network is not None:
                 network.compile_repeated_blocks(**options)

@@ -98,8 +98,9 @@ def energy_meter(device: torch.device, powercap: Path = POWERCAP) -> Callable[[]
     """
     if device.type == "cuda":
         return _board_meter(device)
-    zones = [zone for zone in sorted(powercap.glob("*:*")) if zone.name.count(":") == 1]  # packages, not their parts
     try:
+        # Packages alone: a package holds its parts, and the whole system the packages.
+        zones = [z for z in sorted(powercap.glob("intel-rapl:*")) if (z / "name").read_text().startswith("package")]
         ranges = [int((zone / "max_energy_range_uj").read_text()) for zone in zones]
         counts = [int((zone / "energy_uj").read_text()) for zone in zones]
     except (OSError, ValueError):
@@ -121,7 +122,7 @@ def _board_meter(device: torch.device) -> Callable[[], float] | None:
         import pynvml  # pyrefly: ignore[missing-import]
 
         pynvml.nvmlInit()
-        board = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
+        board = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda._get_nvml_device_index(device))
         last = pynvml.nvmlDeviceGetTotalEnergyConsumption(board)
     except Exception:  # noqa: BLE001  absent, or any of NVML's own errors: then nothing tells
         return None

@@ -84,7 +84,7 @@ class Subject:
             diffusion={name: getattr(objective, name) for name in OBJECTIVE},
         )
         for network in (self.tokenizer, self.pipeline.denoiser):
-            _cast(network, dtype)
+            _cast(network.eval(), dtype)
         self.pipeline.to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         # So that rounding meets numbers of the usual size.

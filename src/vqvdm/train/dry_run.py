@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from vqvdm.errors import InputError
 from vqvdm.memory import available_memory, peak_memory
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.train.loop import Stage
@@ -60,17 +61,25 @@ def dry_run(stage: Stage, dataset: Any, device: torch.device) -> list[str]:
         stage: made of the recipe.
         dataset: as the training reads it.
         device: where it computes.
+
+    Raises:
+        InputError: not even one clip at a time fits.
     """
     training = stage.training
-    _update(stage, replace(training, batch=1), dataset, device)  # makes the optimiser's state
-    free = available_memory(device)
-    trials = [_trial(stage, 1, dataset, device)]
+    try:
+        _trial(stage, 1, dataset, device)  # makes the optimiser's state
+        free = available_memory(device)
+        trials = [_trial(stage, 1, dataset, device)]
+    except torch.OutOfMemoryError as error:
+        raise InputError("not even one clip at a time fits into the memory; take a smaller network or clip") from error
     while trials[-1].batch < training.batch and 2 * trials[-1].seconds < _LONG and _fits(trials, free):
-        trials.append(_trial(stage, min(2 * trials[-1].batch, training.batch), dataset, device))
-    most = largest_batch(trials, free)
-    if device.type == "cuda" and most is not None:
-        most = _confirmed(stage, most, dataset, device)
-    return report(stage, trials, free, most, _reading(dataset))
+        try:
+            trials.append(_trial(stage, min(2 * trials[-1].batch, training.batch), dataset, device))
+        except torch.OutOfMemoryError:
+            break
+    most = None if free is None else largest_batch(trials, free)
+    reading = _reading(dataset) if stage.workers else None
+    return report(stage, trials, free, most, reading)
 
 
 def largest_batch(trials: Sequence[Trial], free: int) -> int | None:
@@ -88,35 +97,38 @@ def largest_batch(trials: Sequence[Trial], free: int) -> int | None:
     return max(math.floor((_SHARE * free - m2) / slope) + b2, 0)
 
 
-def report(stage: Stage, trials: Sequence[Trial], free: int, most: int | None, reading: float) -> list[str]:
-    """What was found, in words."""
+def report(
+    stage: Stage, trials: Sequence[Trial], free: int | None, most: int | None, reading: float | None
+) -> list[str]:
+    """What was found, in words; `reading` is in clips a second."""
     training, last = stage.training, trials[-1]
     rate = last.batch / last.seconds
     clips = training.batch * training.accumulate
     whole = duration(training.steps * clips / rate)
-    processes = max(1, math.ceil(rate / reading))
     sizes = ", ".join(f"{name} {_millions(module)}" for name, module in stage.modules.items() if name != "ema")
     lines = [
         f"parameters: {sizes}",
         f"speed: {rate:.3g} clips/s in batches of {last.batch}; {training.steps} updates of {clips} clips take {whole}",
-        f"reading: {reading:.3g} clips/s in one process; data.workers={processes} would keep up",
     ]
-    if last.memory is not None:
+    if reading is not None:
+        processes = max(1, math.ceil(rate / reading))
+        lines.append(f"reading: {reading:.3g} clips/s in one process; data.workers={processes} would keep up")
+    if last.memory is not None and free is not None:
         lines.append(
             f"memory: {last.memory / 1e9:.2f} GB for a batch of {last.batch}, beside weights and optimiser; "
             f"{free / 1e9:.1f} GB are left"
         )
-    key = f"{stage.name}.training.batch"
+    key = f"{stage.name}.training"
     if most is None:
-        lines.append("largest batch that fits: unknown here, as the memory of these batches could not be told apart")
-    else:
-        lines.append(f"largest batch that fits: about {most} ({key})")
-        if most < training.batch:
-            parts = -(-training.batch // max(most, 1))
-            lines.append(
-                f"the recipe's {training.batch} do not fit: {key}={training.batch // parts} "
-                f"{stage.name}.training.accumulate={parts * training.accumulate} computes the same in parts"
-            )
+        return [*lines, "largest batch that fits: unknown, as this system does not tell how much memory a batch takes"]
+    lines.append(f"largest batch that fits: about {most} ({key}.batch)")
+    fitting = (n for n in range(1, training.batch + 1) if training.batch % n == 0 and training.batch // n <= most)
+    parts = next(fitting, 0)
+    if parts > 1:
+        lines.append(
+            f"the recipe's {training.batch} do not fit: {key}.batch={training.batch // parts} "
+            f"{key}.accumulate={parts * training.accumulate} has the same clips and gradients"
+        )
     return lines
 
 
@@ -129,35 +141,22 @@ def duration(seconds: float) -> str:
 
 
 def _trial(stage: Stage, batch: int, dataset: Any, device: torch.device) -> Trial:
-    training = replace(stage.training, batch=batch, accumulate=1)
-    memory = peak_memory(lambda: _update(stage, training, dataset, device), device)
+    """Two updates on the same clips: one for the memory, one for the time."""
+    step, batches = last_batches(replace(stage.training, batch=batch, accumulate=1), dataset, device)
+
+    def update() -> None:
+        float(stage.update(step, batches)["loss"])  # waits for the device
+
+    memory = peak_memory(update, device)
     start = time.perf_counter()
-    _update(stage, training, dataset, device)
+    update()
     return Trial(batch, time.perf_counter() - start, memory)
 
 
-def _update(stage: Stage, training: TrainingRecipe, dataset: Any, device: torch.device) -> None:
-    step, batches = last_batches(replace(training, accumulate=1), dataset, device)
-    float(stage.update(step, batches)["loss"])  # waits for the device
-
-
-def _fits(trials: Sequence[Trial], free: int) -> bool:
+def _fits(trials: Sequence[Trial], free: int | None) -> bool:
     """Whether twice the last batch will fit, taken for twice its memory."""
     memory = trials[-1].memory
-    return memory is None or 2 * memory < _SHARE * free
-
-
-def _confirmed(stage: Stage, most: int, dataset: Any, device: torch.device) -> int:
-    """The largest batch up to `most` that a GPU really takes."""
-    while most > 1:
-        try:
-            _update(stage, replace(stage.training, batch=most), dataset, device)
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            most = most * 9 // 10
-        else:
-            break
-    return most
+    return memory is None or free is None or 2 * memory < _SHARE * free
 
 
 def _reading(dataset: Any) -> float:
