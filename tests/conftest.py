@@ -105,7 +105,7 @@ def commands(tmp_path, monkeypatch, fetched_weights):
     monkeypatch.setattr("vqvdm.verbs.evaluate.load_i3d", lambda epsilon: Projection())
     monkeypatch.chdir(tmp_path)
     pipeline = tiny_pipeline()
-    pipeline.register_to_config(num_frames=12)
+    pipeline.register_to_config(num_frames=12, about={**pipeline.config["about"], "data": "toy"})
     pipeline.save_pretrained("model")
     stored(tmp_path / "real.npy", videos(1, 20, frames=12))
     return tmp_path

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from vqvdm import cli
-from vqvdm.benchmark.growth import fit_power
+from vqvdm.benchmark.growth import _frames, _width, fit_power
 from vqvdm.benchmark.peer import CONTROL, SHIPPED, TUNED, TUNED_BATCH, peer_stages
 from vqvdm.benchmark.resources import Work, energy_meter, work_of
 from vqvdm.benchmark.run import compare
 from vqvdm.benchmark.stages import NETWORKS, Subject, matrix_product, memory_copy
-from vqvdm.benchmark.start import START
+from vqvdm.benchmark.start import START, _run
 from vqvdm.benchmark.timing import Timing, alternate, fractions, ratios
 from vqvdm.benchmark.training import TRAINING
+from vqvdm.denoiser import VideoDenoiser
+from vqvdm.errors import InputError
 from vqvdm.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -93,6 +95,8 @@ def test_a_first_video_is_made_in_a_process_of_its_own(tmp_path):
     recipe = Recipe.load("demo", ["denoiser.model.channels=[16]", "denoiser.model.head_dim=8", "sampling.steps=1"])
     START["first video"](Subject(recipe, CPU, torch.float32), tmp_path).run()
     assert len(list((tmp_path / "samples").glob("*.mp4"))) == 1
+    with pytest.raises(InputError, match="no command: error"):
+        _run([sys.executable, "-c", "import sys; sys.exit('no command: error')"])
 
 
 def test_parts_that_need_single_precision_keep_it():
@@ -171,8 +175,34 @@ def test_growth(capsys):
     assert found["clips"]["read 512 latents"]["x"] == [1000, 4000, 16000]
     assert "exponent" in found["clips"]["open the latent cache"]["seconds_growth"]
     assert {"machine", "commit"} <= found.keys()
-    assert cli.main([*words, "--growth", "frame"]) == 2
-    assert "did you mean 'frames'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--growth", "frame"], "did you mean 'frames'"),
+        (["--growth", ","], "names no axis"),
+        (["--growth", "all", "--batch", "2"], "leave --batch out"),
+        (["--growth", "all", "--stages", "step"], "leave --stages out"),
+    ],
+)
+def test_growth_of_nothing_is_refused(words, message, capsys):
+    assert cli.main(["benchmark", "--recipe", "demo", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 80])
+def test_widths_are_those_that_the_denoiser_takes(head_dim):
+    for wanted in (16, 24, 48, 72, 96, 144, 160, 480, 640):
+        width = _width(wanted, head_dim)
+        assert abs(width - wanted) <= 16
+        VideoDenoiser(in_channels=1, channels=(width,), blocks=1, head_dim=head_dim)
+    assert _width(480, 80) == 480
+
+
+def test_points_that_the_networks_do_not_divide_are_left_out(tmp_path):
+    recipe = Recipe.load("demo", ["data.frames=4", "denoiser.model.channels=[16]", "denoiser.model.head_dim=16"])
+    assert {x for _, x in _frames(recipe, CPU, torch.float32, tmp_path)} == {4, 8, 16}
 
 
 def test_clips_are_read_from_real_files_where_there_are_some(real_data, tmp_path):

@@ -53,6 +53,7 @@ def values(report: dict) -> dict[str, float]:
 
 def generated(batch: int = 4) -> GeneratedVideos:
     pipeline = tiny_pipeline()
+    pipeline.register_to_config(about={**pipeline.config["about"], "data": "toy"})
     orders = make_orders(pipeline, None, 4, seed=5)
     return GeneratedVideos("tiny", pipeline, orders, {"num_frames": 12, "fps": None}, batch)
 

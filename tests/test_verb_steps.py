@@ -47,7 +47,10 @@ def test_the_command(commands, capsys):
     assert all(0 <= row["judge"] <= 1 for row in found["rows"])  # its classes are the toy world's
     assert found["knee"]["fvd"] == min(row["fvd"] for row in found["rows"])
     assert "steps.svg" in (commands / "made" / "steps.md").read_text()
+    index = json.loads((commands / "model" / "model_index.json").read_text())
+    assert "_name_or_path" not in index  # a path of this machine
     kept = VQVDMPipeline.from_pretrained(commands / "model")
+    assert kept.card() == (commands / "model" / "README.md").read_text()
     assert kept.config["num_inference_steps"] == found["knee"]["steps"]
     assert found["knee"]["scheduler"] in type(kept.scheduler).__name__.lower()
 
@@ -59,11 +62,21 @@ def test_the_command(commands, capsys):
     assert found["rows"][1]["judge"] == one["judge"]["value"]
 
 
+def test_a_card_that_was_edited_stays_and_fewer_clips_are_taken_as_they_are(commands, capsys):
+    card = commands / "model" / "README.md"
+    card.write_text(card.read_text() + "\nMine.\n")
+    words = ["model", "--reference", "real.npy", "--steps", "1", "--schedulers", "euler", "--keep"]
+    assert cli.main(["evaluate", "steps", *words]) == 0  # of 20 videos
+    assert "now takes 1 steps of euler" in capsys.readouterr().out
+    assert card.read_text().endswith("\nMine.\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--steps", "4,x"], "must be whole numbers"),
         (["--steps", "0"], "must be whole numbers"),
+        (["--steps", "4,1001"], "--steps 1001: ddim cannot take so many"),
         (["--schedulers", "dpn++"], "did you mean 'dpm++'"),
         (["--tolerance", "-1"], "--tolerance -1"),
     ],

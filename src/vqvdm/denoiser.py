@@ -19,13 +19,13 @@ from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqvdm.convolution import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.errors import InputError
 
+_LONG = 128  # places, from which on products of matrices in bf16 are the fastest attention on a CPU
 _PLANNED = 4096  # steps times clips, at most, whose modulations are held at a time
 
 
@@ -70,43 +70,50 @@ class Attention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
-        b, _, t, h, _ = x.shape
         # Linear layers see contiguous (b, t, h, w, c): on (n, few, c) slices they fall to slow paths.
         tokens = x.permute(0, 2, 3, 4, 1)  # a view where x is channels-last
-        projected = self.qkv(self.norm(tokens))
-        qkv = _attention_dtype(projected)
-        parts = qkv.unflatten(-1, (3 * self.heads, -1))  # (b, t, h, w, 3 n, d)
+        qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # (b, t, h, w, 3, n, d)
         if self.axis == "space":
-            q, k, v = rearrange(parts, "b t h w (three n) d -> three (b t) n (h w) d", three=3)
-            out = F.scaled_dot_product_attention(q, k, v)
-            out = rearrange(out, "(b t) n (h w) d -> b t h w (n d)", b=b, h=h)
+            q, k, v = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6)).flatten(4, 5)  # (3, b, t, n, h w, d)
+            out = _attend(q, k, v).unflatten(3, x.shape[3:]).permute(0, 1, 3, 4, 2, 5)
         else:
-            rotated = _rotate(parts[..., : 2 * self.heads, :], _rotary_angles(t, parts.shape[-1], x.device))
-            q, k = rearrange(rotated, "b t h w (two n) d -> two (b h w) n t d", two=2)
-            v = rearrange(parts[..., 2 * self.heads :, :], "b t h w n d -> (b h w) n t d")
-            out = F.scaled_dot_product_attention(q, k, v)
-            out = rearrange(out, "(b h w) n t d -> b t h w (n d)", b=b, h=h)
-        return x + self.out(out.to(projected.dtype).contiguous()).permute(0, 4, 1, 2, 3)
+            parts = _laid_out(qkv.permute(4, 0, 2, 3, 5, 1, 6))  # (3, b, h, w, n, t, d)
+            q, k = _rotate(parts[:2])
+            out = _attend(q, k, parts[2]).permute(0, 4, 1, 2, 3, 5)
+        out = out.to(qkv.dtype, memory_format=torch.contiguous_format).flatten(4)  # (b, t, h, w, n d)
+        return x + self.out(out).permute(0, 4, 1, 2, 3)
 
 
-def _attention_dtype(qkv: Tensor) -> Tensor:
-    """On a CPU, torch's bf16 attention of short sequences is up to five times slower than single precision."""
-    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
-        return qkv.float()
-    return qkv
+def _laid_out(qkv: Tensor) -> Tensor:
+    """Ready for `_attend`, in one pass: on a CPU contiguous and, where that is faster, in single precision.
+
+    torch's bf16 attention of short sequences on a CPU is up to five times slower than that in single precision.
+    """
+    if qkv.device.type != "cpu":
+        return qkv
+    halved = qkv.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+    long = math.prod(qkv.shape[4:-1]) >= _LONG  # in space; along time that counts heads, too, and is never so long
+    return qkv.to(torch.float32 if halved and not long else qkv.dtype, memory_format=torch.contiguous_format)
 
 
-def _rotary_angles(length: int, dim: int, device: torch.device) -> Tensor:
-    """m * theta_i of RoPE: (length, dim // 2)."""
-    theta = 100.0 ** (-torch.arange(0, dim, 2, device=device)[: dim // 2] / dim)
-    return torch.arange(length, device=device)[:, None] * theta
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of (..., n, d) each, by what is fastest: matrix products for long sequences in bf16 on a CPU."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] >= _LONG and not torch.is_grad_enabled():
+        queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
+        scale, start = q.shape[-1] ** -0.5, q.new_zeros(1, 1, 1)
+        scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=0, alpha=scale)
+        return torch.bmm(scores.softmax(-1), values).view(q.shape)
+    queries, keys, values = (x.flatten(0, -4) for x in (q, k, v))  # the fast kernels want four dimensions
+    return F.scaled_dot_product_attention(queries, keys, values).view(q.shape)
 
 
-def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + d/2}) of (b, t, h, w, n, d) by the `angles` (t, d/2) of their frames."""
-    first, second = x.chunk(2, dim=-1)
-    cos, sin = (turn.to(x.dtype)[:, None, None, None] for turn in (angles.cos(), angles.sin()))
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+def _rotate(x: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + d/2}) of (..., t, d) by m * theta_i of RoPE, m being the frame's number."""
+    frames, dim = x.shape[-2:]
+    theta = 100.0 ** (-torch.arange(0, dim, 2, device=x.device) / dim)
+    angles = torch.arange(frames, device=x.device)[:, None] * theta
+    cos, sin = (turn.to(x.dtype) for turn in (angles.cos(), angles.sin()))
+    return torch.addcmul(x * torch.cat([cos, cos], -1), x.roll(dim // 2, -1), torch.cat([-sin, sin], -1))
 
 
 class Block(nn.Module):

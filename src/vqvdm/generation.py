@@ -122,5 +122,8 @@ def generate_clips(
 
         # A GPU samples the next batch while this one is decoded, written or measured; a CPU has no idle time to fill.
         threads = 1 if pipeline.device.type == "cuda" else 0
-        for made in map_ahead(make, batches, threads, ahead=1):
-            yield from made
+        try:
+            for made in map_ahead(make, batches, threads, ahead=1):
+                yield from made
+        finally:  # whoever breaks off need not wait for the batch that a thread is at
+            pipeline._interrupt = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -59,6 +60,8 @@ def measure_growth(recipe: Recipe, axes: str, device: torch.device, dtype: torch
         InputError: there is no such axis.
     """
     names = list(_AXES) if axes == "all" else [name.strip() for name in axes.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--growth names no axis; there are {', '.join(_AXES)}, all")
     for name in names:
         if name not in _AXES:
             known = [*_AXES, "all"]
@@ -68,7 +71,8 @@ def measure_growth(recipe: Recipe, axes: str, device: torch.device, dtype: torch
     for name in names:
         with TemporaryDirectory(prefix="vqvdm-growth-") as folder:
             cases = _AXES[name](recipe, device, dtype, Path(folder))
-            timings = alternate({key: stage.run for key, stage in cases.items()}, rounds, device)
+            repeats = {key: stage.repeat for key, stage in cases.items()}
+            timings = alternate({key: stage.run for key, stage in cases.items()}, rounds, device, repeats=repeats)
         found[name] = _summary(name, timings)
     return found
 
@@ -117,17 +121,25 @@ def _networks(
 
 def _frames(recipe: Recipe, device: torch.device, dtype: torch.dtype, folder: Path) -> _Cases:
     """Half, once, twice and four times as many."""
-    cases: _Cases = {}
-    for frames in (recipe.data.frames // 2, *(recipe.data.frames * k for k in (1, 2, 4))):
-        cases |= _networks(replace(recipe, data=replace(recipe.data, frames=frames)), device, dtype, folder, frames)
-    return cases
+    numbers = (recipe.data.frames // 2, *(recipe.data.frames * k for k in (1, 2, 4)))
+    changed = {number: replace(recipe, data=replace(recipe.data, frames=number)) for number in numbers}
+    return _points(changed, device, dtype, folder)
 
 
 def _size(recipe: Recipe, device: torch.device, dtype: torch.dtype, folder: Path) -> _Cases:
     """Height and width: half, once, one and a half times and twice as many pixels."""
+    numbers = (recipe.data.size * k // 2 for k in (1, 2, 3, 4))
+    changed = {number: replace(recipe, data=replace(recipe.data, size=number)) for number in numbers}
+    return _points(changed, device, dtype, folder)
+
+
+def _points(recipes: Mapping[int, Recipe], device: torch.device, dtype: torch.dtype, folder: Path) -> _Cases:
+    """The stages of these points; one that the networks' factors do not divide is left out."""
     cases: _Cases = {}
-    for size in (recipe.data.size * k // 2 for k in (1, 2, 3, 4)):
-        cases |= _networks(replace(recipe, data=replace(recipe.data, size=size)), device, dtype, folder, size)
+    for number, recipe in recipes.items():
+        if number > 0:
+            with suppress(InputError):
+                cases |= _networks(recipe, device, dtype, folder, number)
     return cases
 
 
@@ -140,16 +152,22 @@ def _batch(recipe: Recipe, device: torch.device, dtype: torch.dtype, folder: Pat
 
 
 def _parameters(recipe: Recipe, device: torch.device, dtype: torch.dtype, folder: Path) -> _Cases:
-    """The denoiser half, once, one and a half times and twice as wide."""
+    """The denoiser about half, once, one and a half times and twice as wide."""
     cases: _Cases = {}
+    model = recipe.denoiser.model
     for halves in (1, 2, 3, 4):
-        widths = [width * halves // 2 for width in recipe.denoiser.model["channels"]]
-        wider = replace(recipe.denoiser, model={**recipe.denoiser.model, "channels": tuple(widths)})
-        changed = replace(recipe, denoiser=wider)
+        widths = tuple(_width(width * halves // 2, model.get("head_dim", 64)) for width in model["channels"])
+        changed = replace(recipe, denoiser=replace(recipe.denoiser, model={**model, "channels": widths}))
         number = Subject(changed, device, dtype).parameters()["denoiser"]
         made = _networks(changed, device, dtype, folder, number)
         cases |= {key: stage for key, stage in made.items() if key[0] != "decode"}
     return cases
+
+
+def _width(wanted: int, head_dim: int) -> int:
+    """The width nearest to the wanted one that whole attention heads of an even size divide."""
+    fitting = (w for w in range(2, 2 * wanted + 2) if w % (2 * max(w // head_dim, 1)) == 0)
+    return min(fitting, key=lambda w: abs(w - wanted))
 
 
 class _Numbered(Dataset[dict[str, Tensor]]):

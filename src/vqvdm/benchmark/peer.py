@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqvdm.benchmark.stages import GUIDANCE, Stage, Subject
+from vqvdm.benchmark.stages import GUIDANCE, STEPS_IN_A_ROW, Stage, Subject
 from vqvdm.errors import InputError
 from vqvdm.loading import pick_dtype
 
@@ -56,7 +56,11 @@ def peer_stages(subject: Subject) -> tuple[dict[str, Stage], int]:
         SHIPPED: Stage(_two_passes(plain, pixels), f"guided step at {size} as shipped"),
         TUNED: Stage(_two_passes(tuned, pixels), f"guided step at {size}", dtype=best),
         TUNED_BATCH: Stage(_one_batch(tuned, pixels), f"guided step at {size}, both passes in one batch", dtype=best),
-        CONTROL: Stage(_two_passes(control, latents), "guided step of the same U-Net on our latents, as shipped"),
+        CONTROL: Stage(
+            _two_passes(control, latents),
+            "guided step of the same U-Net on our latents, as shipped",
+            repeat=STEPS_IN_A_ROW,
+        ),
     }
     return stages, sum(p.numel() for p in plain.parameters())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -30,10 +31,13 @@ _COMPARED = ("guided step", "100 steps")
 _CEILING, _MEMORY = "matrix product", "copy"
 
 
+_USUAL = ",".join(name for name in STAGES if name not in _LONG)
+
+
 def main(
     *overrides: str,
     recipe: str = "paper-ucf101",
-    stages: str = ",".join(name for name in STAGES if name not in _LONG),
+    stages: str = _USUAL,
     rounds: int = 5,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     against: Literal["none", "vdm"] = "none",
@@ -74,6 +78,7 @@ def main(
         wanted += [name for name in _COMPARED if name not in wanted]
     settings, place = Recipe.load(recipe, overrides, check_models=True), pick_device(device)
     if growth is not None:
+        _refuse_beside_growth(stages=stages != _USUAL, batch=batch != 1, compile=compile, against=against != "none")
         print(json.dumps({**measure_growth(settings, growth, place, pick_dtype(dtype, place), rounds), **_here(place)}))
         return
     subject = Subject(settings, place, pick_dtype(dtype, place), batch)
@@ -103,12 +108,21 @@ def _time(
         _MEMORY: memory_copy(place)
     }
     every = {**cases, **ceilings}
-    timings = alternate({name: stage.run for name, stage in every.items()}, rounds, place)
+    repeats = {name: stage.repeat for name, stage in every.items()}
+    timings = alternate({name: stage.run for name, stage in every.items()}, rounds, place, repeats=repeats)
+    timings |= {name: replace(timings[name], memory=None) for name, stage in cases.items() if stage.elsewhere}
     shares = _shares(cases, ceilings, timings)
     print(_table(every, timings, shares))
     for line in _remarks(cases, timings, price):
         print(line)
     return timings, _summary(subject, every, timings, shares, price)
+
+
+def _refuse_beside_growth(**given: bool) -> None:
+    """Raise `InputError` for options that `--growth` would not heed."""
+    for name, is_given in given.items():
+        if is_given:
+            raise InputError(f"--growth measures points of its own; leave --{name} out")
 
 
 def compare(timings: Mapping[str, Timing]) -> dict[str, Timing]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import copy_context
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from vqvdm.tokenizer import VideoTokenizer
 
 GUIDANCE = 2.0
 STEPS = 20  # of a clip
+STEPS_IN_A_ROW = 5  # of which one is the mean
 _MATRIX = 2048  # sides of the matrices whose product is the ceiling
 _COPIED = 1 << 26  # numbers copied to measure the memory
 
@@ -35,10 +36,13 @@ class Stage:
 
     Attributes:
         run: does it once.
+        repeat: how often in a row, as within a sampling, where weights stay in the processor's caches; times, work and
+            clips are of one.
         work: of one run; None unknown.
         clips: that one run makes or takes; 0 where it makes none.
         dtype: in which most of it computes.
         what: in words.
+        elsewhere: in a process of its own, whose memory is not seen.
     """
 
     run: Callable[[], object]
@@ -46,6 +50,8 @@ class Stage:
     work: Work | None = None
     clips: float = 0.0
     dtype: torch.dtype = torch.float32
+    elsewhere: bool = False
+    repeat: int = 1
 
 
 class Subject:
@@ -151,11 +157,13 @@ def _clips(subject: Subject) -> str:
 
 
 def _step(subject: Subject, folder: Path) -> Stage:
-    return _counted(f"one step of the denoiser, {_clips(subject)}, without guidance", subject.step(1.0), subject.dtype)
+    what = f"one step of the denoiser, {_clips(subject)}, without guidance"
+    return replace(_counted(what, subject.step(1.0), subject.dtype), repeat=STEPS_IN_A_ROW)
 
 
 def _guided_step(subject: Subject, folder: Path) -> Stage:
-    return _counted(f"one step, {_clips(subject)}, both passes in one batch", subject.step(GUIDANCE), subject.dtype)
+    what = f"one step, {_clips(subject)}, both passes in one batch"
+    return replace(_counted(what, subject.step(GUIDANCE), subject.dtype), repeat=STEPS_IN_A_ROW)
 
 
 def _encode(subject: Subject, folder: Path) -> Stage:

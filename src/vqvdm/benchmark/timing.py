@@ -43,7 +43,11 @@ def quicker(first: Timing, second: Timing) -> Timing:
 
 
 def alternate(
-    cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device, progress: bool = True
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    progress: bool = True,
+    repeats: Mapping[str, int] | None = None,
 ) -> dict[str, Timing]:
     """Run each case once to warm up, then all of them in turn, `rounds` times.
 
@@ -52,6 +56,7 @@ def alternate(
         rounds: repetitions that count, at least 1.
         device: waited for before and after each.
         progress: show a bar.
+        repeats: how often in a row some of them run each time, of which the mean is taken; others once.
     """
     taken: dict[str, list[float]] = {name: [] for name in cases}
     joules: dict[str, list[float]] = {name: [] for name in cases}
@@ -64,9 +69,10 @@ def alternate(
                 if number == 0:
                     memory[name] = peak_memory(run, device)
                 else:
+                    times = (repeats or {}).get(name, 1)
                     _ = spent and spent()
-                    taken[name].append(timed(run, device))
-                    joules[name] += [spent()] if spent else []
+                    taken[name].append(timed(run, device, times))
+                    joules[name] += [spent() / times] if spent else []
                 bar.update(1)
     return {
         name: Timing(tuple(seconds), memory[name], float(np.mean(joules[name])) if spent else None)
@@ -74,13 +80,14 @@ def alternate(
     }
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one run, until the device has done it."""
+def timed(run: Callable[[], object], device: torch.device, times: int = 1) -> float:
+    """Seconds of one run, until the device has done it; the mean of several in a row."""
     _wait(device)
     start = time.perf_counter()
-    run()
+    for _ in range(times):
+        run()
     _wait(device)
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / times
 
 
 def ratios(above: Timing, below: Timing) -> Timing:

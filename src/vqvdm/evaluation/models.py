@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vqvdm.data.clips import ClipTiming
+from vqvdm.data.worlds import WORLDS
 from vqvdm.evaluation.features import Network
 from vqvdm.evaluation.sources import Clip, Videos, in_8_bits, read_clips
 from vqvdm.generation import Order, generate_clips
@@ -58,7 +59,8 @@ class GeneratedVideos:
             "ema_decay": config["about"].get("ema_decay"),
             "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
         }
-        self._judged = all(order.name in CLASSES for order in orders)  # of the toy world
+        of_toy_world = config["about"].get("data") in WORLDS
+        self._judged = of_toy_world and all(order.name in CLASSES for order in orders)
         if self._judged:
             self.facts = {**self.facts, "judged": True}
 

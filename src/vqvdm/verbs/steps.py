@@ -13,12 +13,12 @@ import torch
 from vqvdm import __version__
 from vqvdm.charts import ACCENT, INK, SECOND, SOFT, Series, alone, line_chart
 from vqvdm.data.clips import ClipTiming
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.features import Extractor
 from vqvdm.evaluation.report import table
 from vqvdm.evaluation.score import score
 from vqvdm.evaluation.sides import DrawnVideos
-from vqvdm.files import write_text
+from vqvdm.files import check_writable, write_text
 from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
 from vqvdm.metrics.protocol import Protocol
 from vqvdm.pipeline import VQVDMPipeline
@@ -34,6 +34,7 @@ from vqvdm.verbs.evaluate import (
     real_side,
 )
 
+_CLIPS = 256  # as far as there are so many
 _COLOURS = (ACCENT, SECOND, INK, SOFT)
 
 
@@ -85,27 +86,31 @@ def main(
     if not tolerance >= 0:
         raise InputError(f"--tolerance {tolerance:g}: must be at least 0")
     folder = find_pipeline(model)
-    if keep and folder is None:
-        raise InputError(f"--keep changes a model's files, and {model} is none that lies here; leave it out")
+    if keep:
+        if folder is None:
+            raise InputError(f"--keep changes a model's files, and {model} is none that lies here; leave it out")
+        check_writable(folder)
     device = pick_device(device_of(options))
     pipeline = load_pipeline(model, str(device), pick_dtype(dtype, device))
-    made = {name: pipeline.objective.make_scheduler(name) for name in names}  # a wrong name is told before any work
+    stored = pipeline.scheduler
+    # Wrong names and numbers are told before any work.
+    made = {name: pipeline.objective.make_scheduler(name) for name in names}
+    calls = {(name, number): _calls(name, made[name], number) for name in names for number in numbers}
     if not made:
         raise InputError("--schedulers names none")
-    options = replace(options, clips=options.clips or 256)
+    asked, options = options.clips, replace(options, clips=options.clips or _CLIPS)
     protocol = generated_protocol(model, pipeline, reference, options).changed(clips=options.clips)
     extractor = extractor_of(protocol, options)
     rows = []
     with this_process().main_process_first():
         real = real_side(reference, protocol, options, extractor)
-    for name, scheduler in made.items():
-        for number in numbers:
-            pipeline.scheduler = scheduler
-            sampling = {"num_inference_steps": number, "guidance_scale": guidance}
-            videos = generated(model, pipeline, classes, protocol, options, sampling, extractor.batch)
-            fake = DrawnVideos(videos, protocol, ClipTiming(protocol.frames), extractor)
-            found = score(fake, real, protocol, asked=options.clips).report
-            rows.append(_row(name, number, _calls(scheduler, number), found["metrics"]))
+    for (name, number), called in calls.items():
+        pipeline.scheduler = made[name]
+        sampling = {"num_inference_steps": number, "guidance_scale": guidance}
+        videos = generated(model, pipeline, classes, protocol, options, sampling)
+        fake = DrawnVideos(videos, protocol, ClipTiming(protocol.frames), extractor)
+        found = score(fake, real, protocol, asked=asked).report
+        rows.append(_row(name, number, called, found["metrics"]))
     if this_process().is_main_process:
         best = knee(rows, tolerance)
         print(as_table(rows))
@@ -113,6 +118,7 @@ def main(
         if report is not None:
             _write(report, rows, best, _line(protocol, pipeline, model, extractor, guidance))
         if keep and folder is not None:
+            pipeline.scheduler = stored
             keep_default(pipeline, folder, best)
             print(f"{folder} now takes {best.steps} steps of {best.scheduler}")
     this_process().destroy_process_group()
@@ -154,12 +160,20 @@ def picture(rows: Sequence[Row]) -> str:
 
 
 def keep_default(pipeline: VQVDMPipeline, folder: Path, best: Row) -> None:
-    """Write scheduler and steps into a saved pipeline, whose weights stay as they are."""
+    """Write scheduler and steps into the pipeline saved in `folder`, whose weights stay as they are.
+
+    The model card follows, unless somebody has edited it.
+    """
+    card = folder / "README.md"
+    is_ours = card.is_file() and card.read_text(encoding="utf-8") == pipeline.card()
     pipeline.scheduler = pipeline.objective.make_scheduler(best.scheduler)
     pipeline.register_to_config(num_inference_steps=best.steps)
     pipeline.scheduler.save_pretrained(folder / "scheduler")
-    pipeline.save_config(folder)
-    write_text(folder / "README.md", pipeline.card())
+    index = folder / "model_index.json"
+    changed = {"num_inference_steps": best.steps, "scheduler": list(pipeline.config["scheduler"])}
+    write_text(index, json.dumps(json.loads(index.read_text(encoding="utf-8")) | changed, indent=2) + "\n")
+    if is_ours:
+        write_text(card, pipeline.card())
 
 
 def _row(scheduler: str, steps: int, calls: int, metrics: dict[str, Any]) -> Row:
@@ -167,9 +181,12 @@ def _row(scheduler: str, steps: int, calls: int, metrics: dict[str, Any]) -> Row
     return Row(scheduler, steps, calls, metrics["fvd"]["value"], metrics["kvd"]["value"], judge)
 
 
-def _calls(scheduler: Any, steps: int) -> int:
+def _calls(name: str, scheduler: Any, steps: int) -> int:
     """Calls of the network: some schedulers make more than one a step."""
-    scheduler.set_timesteps(steps, device=torch.device("cpu"))
+    try:
+        scheduler.set_timesteps(steps, device=torch.device("cpu"))
+    except ValueError as error:
+        raise InputError(f"--steps {steps}: {name} cannot take so many ({reason_of(error)})") from error
     return len(scheduler.timesteps)
 
 
