@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from cyclopts import Parameter
 from torch import nn
 
@@ -28,7 +29,7 @@ from vqvdm.evaluation.sides import DrawnVideos, Side, StoredReference, store_ref
 from vqvdm.evaluation.sources import Videos, open_videos
 from vqvdm.files import check_writable, write_text
 from vqvdm.generation import compile_for, make_orders, usual_batch
-from vqvdm.loading import DTYPES, load_pipeline, load_tokenizer, pick_device
+from vqvdm.loading import load_pipeline, load_tokenizer, pick_device, pick_dtype
 from vqvdm.metrics.c3d import FRAMES as C3D_FRAMES
 from vqvdm.metrics.protocol import Protocol, preset
 from vqvdm.metrics.resize import Convention
@@ -159,7 +160,7 @@ def samples(
     steps: int | None = None,
     guidance: float | None = None,
     scheduler: str | None = None,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     options: Options = STANDARD,
 ) -> None:
     """Score what a model generates, without files in between.
@@ -175,11 +176,12 @@ def samples(
         steps: of the scheduler.
         guidance: scale of classifier-free guidance; 1 is none.
         scheduler: dpm++, unipc, euler, heun, ddim or ddpm, as far as it fits the model's noise.
-        dtype: in which the model computes; what measures is always float32.
+        dtype: in which the model computes, auto as in `vqvdm sample`; what measures is always float32.
     """
     check_report(report)
     check_at_least_one(steps=steps)
-    pipeline = load_pipeline(model, device_of(options), DTYPES[dtype])
+    device = device_of(options)
+    pipeline = load_pipeline(model, device, pick_dtype(dtype, torch.device(device)))
     if scheduler is not None:
         pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
     protocol = generated_protocol(model, pipeline, reference, options)
