@@ -156,7 +156,7 @@ def picture(rows: Sequence[Row]) -> str:
         Series(name, sorted((row.calls, row.fvd) for row in rows if row.scheduler == name), colour, dots=True)
         for name, colour in zip(names, _COLOURS * len(names), strict=False)
     ]
-    return alone(line_chart(series, "FVD over calls of the network", "calls of the network", "FVD", logarithmic=True))
+    return alone(line_chart(series, "FVD over calls of the network", "calls of the network", "FVD"))
 
 
 def keep_default(pipeline: VQVDMPipeline, folder: Path, best: Row) -> None:
