@@ -206,7 +206,7 @@ def test_points_that_the_networks_do_not_divide_are_left_out(tmp_path):
 
 
 def test_clips_are_read_from_real_files_where_there_are_some(real_data, tmp_path):
-    recipe = Recipe.load("paper-ucf101", [f"data.path={real_data / 'ucf101-mini'}", "denoiser.model.channels=[64]"])
+    recipe = Recipe.load("paper-ucf101", [f"data.path={real_data / 'ucf101-mini'}"])
     stage = TRAINING["read clips"](Subject(recipe, CPU, torch.float32), tmp_path)
     assert "ucf101-mini" in stage.what
     stage.run()
