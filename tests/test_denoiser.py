@@ -8,7 +8,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from vqvdm import VideoDenoiser
-from vqvdm.denoiser import Attention
+from vqvdm.denoiser import Attention, _laid_out
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 
@@ -138,6 +138,17 @@ def test_attention_in_bf16_is_that_in_single_precision(axis: str, side: int, tra
         found = attention.bfloat16()(x.bfloat16()).float()
     assert (expected - x).std() > 0.3
     assert (found - expected).abs().mean() < 0.02 * (expected - x).std()
+
+
+@torch.no_grad()
+def test_short_sequences_are_in_single_precision_however_many_heads_there_are() -> None:
+    heads, frames, side = 10, 16, 12
+    along_time = torch.zeros(3, 1, 2, 2, heads, frames, 8, dtype=torch.bfloat16)
+    within_frames = torch.zeros(3, 1, frames, heads, side, side, 8, dtype=torch.bfloat16)
+    assert _laid_out(along_time, places=1).dtype == torch.float32
+    assert _laid_out(within_frames, places=2).dtype == torch.bfloat16
+    with torch.enable_grad():  # products are for sampling alone
+        assert _laid_out(within_frames, places=2).dtype == torch.float32
 
 
 @torch.no_grad()

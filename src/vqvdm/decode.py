@@ -18,7 +18,7 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import cast
 
@@ -208,9 +208,11 @@ def _decode(container: InputContainer, damage: list[str]) -> Iterator[av.VideoFr
         yield from frames
 
 
-def _packets(container: InputContainer, damage: list[str]) -> Iterator[tuple[bool, list[av.VideoFrame]]]:
-    """Of each packet whether it is a key frame, and the frames that come out when it goes in."""
-    packets = container.demux(container.streams.video[0])
+def _packets(
+    container: InputContainer, damage: list[str], first: int = 0
+) -> Iterator[tuple[bool, list[av.VideoFrame]]]:
+    """Of each packet from the `first` on whether it is a key frame, and the frames that come out when it goes in."""
+    packets = islice(container.demux(container.streams.video[0]), first, None)
     while True:
         try:
             packet = next(packets, None)
@@ -270,14 +272,9 @@ def _from_key(path: Path, keys: Sequence[int], first: int) -> Iterator[_Numbered
     """Numbered frames from the last key frame at or before `first`: what lies before it is read, but not decoded."""
     key = keys[bisect_right(keys, first) - 1]
     with _open(path) as container:
-        for number, packet in enumerate(container.demux(container.streams.video[0])):
-            if number < key:
-                continue
-            try:
-                frames = cast("list[av.VideoFrame]", packet.decode())
-            except av.FFmpegError:
-                return
-            if len(frames) != 1:
+        damage: list[str] = []
+        for number, (_, frames) in enumerate(_packets(container, damage, key), start=key):
+            if damage or len(frames) != 1:
                 return
             yield number, frames[0]
 

@@ -74,31 +74,37 @@ class Attention(nn.Module):
         tokens = x.permute(0, 2, 3, 4, 1)  # a view where x is channels-last
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # (b, t, h, w, 3, n, d)
         if self.axis == "space":
-            q, k, v = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6)).flatten(4, 5)  # (3, b, t, n, h w, d)
+            q, k, v = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6), places=2).flatten(4, 5)  # (3, b, t, n, h w, d)
             out = _attend(q, k, v).unflatten(3, x.shape[3:]).permute(0, 1, 3, 4, 2, 5)
         else:
-            parts = _laid_out(qkv.permute(4, 0, 2, 3, 5, 1, 6))  # (3, b, h, w, n, t, d)
+            parts = _laid_out(qkv.permute(4, 0, 2, 3, 5, 1, 6), places=1)  # (3, b, h, w, n, t, d)
             q, k = _rotate(parts[:2])
             out = _attend(q, k, parts[2]).permute(0, 4, 1, 2, 3, 5)
         out = out.to(qkv.dtype, memory_format=torch.contiguous_format).flatten(4)  # (b, t, h, w, n d)
         return x + self.out(out).permute(0, 4, 1, 2, 3)
 
 
-def _laid_out(qkv: Tensor) -> Tensor:
+def _laid_out(qkv: Tensor, places: int) -> Tensor:
     """Ready for `_attend`, in one pass: on a CPU contiguous and, where that is faster, in single precision.
 
-    torch's bf16 attention of short sequences on a CPU is up to five times slower than that in single precision.
+    torch's bf16 attention of short sequences on a CPU is up to five times slower than that in single precision. The
+    sequences lie along so many axes (`places`) before the last.
     """
     if qkv.device.type != "cpu":
         return qkv
-    halved = qkv.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
-    long = math.prod(qkv.shape[4:-1]) >= _LONG  # in space; along time that counts heads, too, and is never so long
-    return qkv.to(torch.float32 if halved and not long else qkv.dtype, memory_format=torch.contiguous_format)
+    kept = torch.is_autocast_enabled("cpu") or _as_products(qkv, math.prod(qkv.shape[-1 - places : -1]))
+    single = qkv.dtype == torch.bfloat16 and not kept
+    return qkv.to(torch.float32 if single else qkv.dtype, memory_format=torch.contiguous_format)
+
+
+def _as_products(x: Tensor, length: int) -> bool:
+    """Whether attention of sequences so long is fastest as products of matrices: in bf16 on a CPU, from `_LONG` on."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and length >= _LONG and not torch.is_grad_enabled()
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of (..., n, d) each, by what is fastest: matrix products for long sequences in bf16 on a CPU."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[-2] >= _LONG and not torch.is_grad_enabled():
+    """Attention of (..., n, d) each, by what is fastest."""
+    if _as_products(q, q.shape[-2]):
         queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
         scale, start = q.shape[-1] ** -0.5, q.new_zeros(1, 1, 1)
         scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=0, alpha=scale)
@@ -297,9 +303,10 @@ class StepModulations:
         number = self._number.get(float(timestep)) if timestep.numel() == 1 else None
         if number is None:
             return None
-        part, place = divmod(number, max(_PLANNED // b, 1))
+        together = max(_PLANNED // b, 1)
+        part, place = divmod(number, together)
         if (b, part) not in self._made:
-            levels = self._timesteps.split(max(_PLANNED // b, 1))[part].to(fps.device)
+            levels = self._timesteps.split(together)[part].to(fps.device)
             steps = len(levels)
             labels = None if class_labels is None else class_labels.repeat(steps)
             made = self._denoiser.modulations(levels.repeat_interleave(b), labels, fps.repeat(steps))

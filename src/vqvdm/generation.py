@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vqvdm.ahead import map_ahead
 from vqvdm.errors import InputError
 from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
+from vqvdm.structure import listed
 from vqvdm.video import Video, to_video
 
 _MUCH = 20_000  # steps, counted for each video
@@ -65,7 +66,7 @@ def _parse_classes(pipeline: VQVDMPipeline, classes: str | None) -> list[int] | 
     if classes is None or (classes == "all" and pipeline.num_classes > 0):
         return list(range(pipeline.num_classes))
     known = pipeline.labels
-    words = [classes] if classes in known else [word.strip() for word in classes.split(",") if word.strip()]
+    words = [classes] if classes in known else listed(classes)
     asked = [int(word) if word not in known and re.fullmatch(r"[+-]?\d+", word) else word for word in words]
     return list(dict.fromkeys(pipeline.get_label_ids(asked)))
 

@@ -23,6 +23,11 @@ T = TypeVar("T")
 Origins = Mapping[str, str]  # dotted key -> the file or override that set it; "" -> what all the rest came from
 
 
+def listed(text: str) -> list[str]:
+    """The words of a list with commas between, as command lines take it."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def origin(origins: Origins, key: str) -> str:
     """Where the value of a dotted key came from: its own origin, else that of the nearest key above it."""
     while key and key not in origins:

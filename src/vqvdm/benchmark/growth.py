@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from vqvdm.benchmark.stages import NETWORKS, Stage, Subject
-from vqvdm.benchmark.timing import Timing, alternate
+from vqvdm.benchmark.stages import NETWORKS, Stage, Subject, time_stages
+from vqvdm.benchmark.timing import Timing
 from vqvdm.benchmark.training import TRAINING
 from vqvdm.errors import InputError
 from vqvdm.latents import LatentCache, write_latents
 from vqvdm.recipe import Recipe
-from vqvdm.structure import did_you_mean
+from vqvdm.structure import did_you_mean, listed
+from vqvdm.train.dry_run import RandomItems
 
 STAGES = ("guided step", "decode", "train denoiser")
 _CLIPS = (1_000, 4_000, 16_000)
@@ -59,7 +59,7 @@ def measure_growth(recipe: Recipe, axes: str, device: torch.device, dtype: torch
     Raises:
         InputError: there is no such axis.
     """
-    names = list(_AXES) if axes == "all" else [name.strip() for name in axes.split(",") if name.strip()]
+    names = list(_AXES) if axes == "all" else listed(axes)
     if not names:
         raise InputError(f"--growth names no axis; there are {', '.join(_AXES)}, all")
     for name in names:
@@ -71,17 +71,16 @@ def measure_growth(recipe: Recipe, axes: str, device: torch.device, dtype: torch
     for name in names:
         with TemporaryDirectory(prefix="vqvdm-growth-") as folder:
             cases = _AXES[name](recipe, device, dtype, Path(folder))
-            repeats = {key: stage.repeat for key, stage in cases.items()}
-            timings = alternate({key: stage.run for key, stage in cases.items()}, rounds, device, repeats=repeats)
+            timings = time_stages(cases, rounds, device)
         found[name] = _summary(name, timings)
     return found
 
 
 _Key = tuple[str, float]  # stage, and where on the axis
-_Cases = dict[Any, Stage]  # by _Key
+_Cases = dict[_Key, Stage]
 
 
-def _summary(axis: str, timings: Mapping[Any, Timing]) -> dict[str, Any]:
+def _summary(axis: str, timings: Mapping[_Key, Timing]) -> dict[str, Any]:
     """Print and return: of each stage the points, and how seconds and bytes grow."""
     stages: dict[str, Any] = {}
     print(f"{axis:<20}{'':>12}{'seconds':>12}{'peak MB':>10}")
@@ -170,21 +169,6 @@ def _width(wanted: int, head_dim: int) -> int:
     return min(fitting, key=lambda w: abs(w - wanted))
 
 
-class _Numbered(Dataset[dict[str, Tensor]]):
-    """Clips of one number, that of their class."""
-
-    classes = ("a", "b")
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
-        return {"clip": torch.zeros(1, 1, 1, 1), "class_label": torch.tensor(0), "fps": torch.tensor(8.0)}
-
-
 class _Repeated:
     """In the place of a tokenizer: latents of one number, at once."""
 
@@ -215,7 +199,9 @@ def _clips(recipe: Recipe, device: torch.device, dtype: torch.dtype, folder: Pat
     cases: _Cases = {}
     for number in _CLIPS:
         place = folder / str(number)
-        write_latents(_Repeated(shape), _Numbered(number), place, batch_size=256, progress=False)
+        write_latents(
+            _Repeated(shape), RandomItems("clip", (1, 1, 1, 1), (), number), place, batch_size=256, progress=False
+        )
         cases["open the latent cache", number] = Stage(partial(LatentCache, place), "")
         cases["read 512 latents", number] = Stage(_reader(place, number), "", clips=_READS)
     return cases

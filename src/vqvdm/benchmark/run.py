@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -15,15 +14,15 @@ import torch
 from vqvdm import __version__
 from vqvdm.benchmark.growth import measure_growth
 from vqvdm.benchmark.peer import CONTROL, SHIPPED, TUNED, TUNED_BATCH, peer_stages
-from vqvdm.benchmark.stages import NETWORKS, Stage, Subject, matrix_product, memory_copy
+from vqvdm.benchmark.stages import NETWORKS, Stage, Subject, matrix_product, memory_copy, time_stages
 from vqvdm.benchmark.start import START
-from vqvdm.benchmark.timing import Timing, alternate, fractions, quicker, ratios
+from vqvdm.benchmark.timing import Timing, fractions, quicker, ratios
 from vqvdm.benchmark.training import TRAINING
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.loading import pick_device, pick_dtype
 from vqvdm.machine import commit, machine
 from vqvdm.recipe import Recipe
-from vqvdm.structure import did_you_mean
+from vqvdm.structure import did_you_mean, listed
 
 STAGES = {**NETWORKS, **TRAINING, **START}
 _LONG = ("100 steps", "train tokenizer", "train denoiser")  # only if asked for
@@ -70,7 +69,7 @@ def main(
     check_at_least_one(rounds=rounds, batch=batch)
     if price is not None and not price > 0:
         raise InputError(f"--price {price:g}: must be above 0")
-    wanted = [name.strip() for name in stages.split(",") if name.strip()]
+    wanted = listed(stages)
     for name in wanted:
         if name not in STAGES:
             raise InputError(f"no stage {name!r}{did_you_mean(name, STAGES) or ';'} there are {', '.join(STAGES)}")
@@ -108,9 +107,7 @@ def _time(
         _MEMORY: memory_copy(place)
     }
     every = {**cases, **ceilings}
-    repeats = {name: stage.repeat for name, stage in every.items()}
-    timings = alternate({name: stage.run for name, stage in every.items()}, rounds, place, repeats=repeats)
-    timings |= {name: replace(timings[name], memory=None) for name, stage in cases.items() if stage.elsewhere}
+    timings = time_stages(every, rounds, place)
     shares = _shares(cases, ceilings, timings)
     print(_table(every, timings, shares))
     for line in _remarks(cases, timings, price):

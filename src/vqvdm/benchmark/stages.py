@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vqvdm.benchmark.resources import Work, work_of
+from vqvdm.benchmark.timing import Key, Timing, alternate
 from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
@@ -52,6 +53,13 @@ class Stage:
     dtype: torch.dtype = torch.float32
     elsewhere: bool = False
     repeat: int = 1
+
+
+def time_stages(stages: Mapping[Key, Stage], rounds: int, device: torch.device) -> dict[Key, Timing]:
+    """Times of stages, taken by turns, by the keys of the stages."""
+    repeats = {key: stage.repeat for key, stage in stages.items()}
+    timings = alternate({key: stage.run for key, stage in stages.items()}, rounds, device, repeats=repeats)
+    return {key: replace(t, memory=None) if stages[key].elsewhere else t for key, t in timings.items()}
 
 
 class Subject:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,8 @@ from tqdm import tqdm
 
 from vqvdm.benchmark.resources import energy_meter
 from vqvdm.memory import peak_memory
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,12 @@ def quicker(first: Timing, second: Timing) -> Timing:
 
 
 def alternate(
-    cases: Mapping[str, Callable[[], object]],
+    cases: Mapping[Key, Callable[[], object]],
     rounds: int,
     device: torch.device,
     progress: bool = True,
-    repeats: Mapping[str, int] | None = None,
-) -> dict[str, Timing]:
+    repeats: Mapping[Key, int] | None = None,
+) -> dict[Key, Timing]:
     """Run each case once to warm up, then all of them in turn, `rounds` times.
 
     Args:
@@ -58,14 +61,14 @@ def alternate(
         progress: show a bar.
         repeats: how often in a row some of them run each time, of which the mean is taken; others once.
     """
-    taken: dict[str, list[float]] = {name: [] for name in cases}
-    joules: dict[str, list[float]] = {name: [] for name in cases}
-    memory: dict[str, int | None] = {}
+    taken: dict[Key, list[float]] = {name: [] for name in cases}
+    joules: dict[Key, list[float]] = {name: [] for name in cases}
+    memory: dict[Key, int | None] = {}
     spent = energy_meter(device)
     with tqdm(total=len(cases) * (rounds + 1), desc="benchmark", unit="run", disable=not progress) as bar:
         for number in range(rounds + 1):
             for name, run in cases.items():
-                bar.set_postfix_str(name)
+                bar.set_postfix_str(str(name))
                 if number == 0:
                     memory[name] = peak_memory(run, device)
                 else:

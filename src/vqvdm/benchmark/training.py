@@ -1,7 +1,4 @@
-"""Stages that train and that read: one update of either network, clips out of video files, latents out of the cache.
-
-They import the training, which the others do without.
-"""
+"""Stages that train and that read: one update of either network, clips out of video files, latents out of the cache."""
 
 from __future__ import annotations
 
@@ -12,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from vqvdm.benchmark.resources import work_of
 from vqvdm.benchmark.stages import Stage, Subject
@@ -91,25 +86,12 @@ def _drifting_videos(data: DataRecipe, folder: Path) -> ClipDataset:
 
 def _reading_latents(subject: Subject, folder: Path) -> Stage:
     """Entries of a latent cache, in this process."""
-    clips = RandomItems("clip", tuple(subject.clip.shape[1:]), ())
+    clips = RandomItems("clip", tuple(subject.clip.shape[1:]), (), length=2)
     tokenizer = VideoTokenizer.from_config(subject.tokenizer.config)  # in single precision, as clips are
-    write_latents(tokenizer, _First(clips, 2), folder / "latents", progress=False)
+    write_latents(tokenizer, clips, folder / "latents", progress=False)
     cache = LatentCache(folder / "latents")
     run = partial(_take, cache, _READ)
     return Stage(run, "entries of the latent cache, one process", clips=_READ)
-
-
-class _First(Dataset[dict[str, Tensor]]):
-    """The first items of a data set."""
-
-    def __init__(self, dataset: RandomItems, length: int) -> None:
-        self.dataset, self.length, self.classes = dataset, length, dataset.classes
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
-        return self.dataset[index]
 
 
 def _take(cache: LatentCache, number: int) -> None:

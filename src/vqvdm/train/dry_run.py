@@ -26,12 +26,12 @@ _SHARE = 0.9  # of the memory that is left, which a batch may take
 class RandomItems(Dataset[dict[str, Tensor]]):
     """A few clips, or latents, of random numbers under the names that training reads."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], classes: Sequence[str]) -> None:
-        self.classes = tuple(classes)
+    def __init__(self, name: str, shape: tuple[int, ...], classes: Sequence[str], length: int = 64) -> None:
+        self.classes, self._length = tuple(classes), length
         self._name, self._item = name, torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
     def __len__(self) -> int:
-        return 64
+        return self._length
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
         return {self._name: self._item, "class_label": torch.tensor(0), "fps": torch.tensor(8.0)}

@@ -20,7 +20,7 @@ from vqvdm import __version__
 from vqvdm.data import open_dataset
 from vqvdm.discriminators import adaptive_weight, ramp_factor
 from vqvdm.errors import InputError
-from vqvdm.recipe import DataRecipe, Recipe, run_folder
+from vqvdm.recipe import DataRecipe, Recipe, TokenizerRecipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
 from vqvdm.train.dry_run import dry_run
@@ -87,11 +87,8 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
         InputError: recipe, data, checkpoint or disk do not allow it.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    recipe.check()  # one made in Python has not been
-    if recipe.tokenizer is None:
-        raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null): there is no tokenizer to train")
-    run = Path(run)
-    accelerator = make_accelerator(recipe.tokenizer.training, run)
+    training, run = _checked(recipe).training, Path(run)
+    accelerator = make_accelerator(training, run)
     with accelerator.main_process_first():
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         unseen = open_unseen(recipe.data, warn=accelerator.is_main_process)
@@ -105,13 +102,19 @@ def dry_run_tokenizer(recipe: Recipe) -> list[str]:
     Raises:
         InputError: recipe or data do not allow it.
     """
-    recipe.check()
-    if recipe.tokenizer is None:
-        raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null): there is no tokenizer to train")
+    training = _checked(recipe).training
     dataset = open_dataset(recipe.data, "train")
     with TemporaryDirectory(prefix="vqvdm-") as folder:
-        accelerator = make_accelerator(recipe.tokenizer.training, Path(folder))
+        accelerator = make_accelerator(training, Path(folder))
         return dry_run(TokenizerStage(recipe, accelerator, dataset), dataset, accelerator.device)
+
+
+def _checked(recipe: Recipe) -> TokenizerRecipe:
+    """The recipe's tokenizer; InputError if it has none, or does not allow a training."""
+    recipe.check()  # one made in Python has not been
+    if recipe.tokenizer is None:
+        raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null): there is no tokenizer to train")
+    return recipe.tokenizer
 
 
 def open_unseen(data: DataRecipe, warn: bool) -> Dataset[Any] | None:

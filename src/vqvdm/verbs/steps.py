@@ -23,6 +23,7 @@ from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
 from vqvdm.metrics.protocol import Protocol
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processes import this_process
+from vqvdm.structure import listed
 from vqvdm.verbs.evaluate import (
     STANDARD,
     Options,
@@ -82,7 +83,7 @@ def main(
         dtype: in which the model computes; what measures is always float32.
     """
     check_report(report)
-    numbers, names = _numbers(steps), [name.strip() for name in schedulers.split(",") if name.strip()]
+    numbers, names = _numbers(steps), listed(schedulers)
     if not tolerance >= 0:
         raise InputError(f"--tolerance {tolerance:g}: must be at least 0")
     folder = find_pipeline(model)
@@ -191,7 +192,7 @@ def _calls(name: str, scheduler: Any, steps: int) -> int:
 
 
 def _numbers(steps: str) -> list[int]:
-    words = [word.strip() for word in steps.split(",") if word.strip()]
+    words = listed(steps)
     if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
         raise InputError(f"--steps {steps!r}: must be whole numbers of at least 1 with commas between, such as 4,8,20")
     return sorted({int(word) for word in words})
