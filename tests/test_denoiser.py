@@ -8,9 +8,11 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from vqvdm import VideoDenoiser
-from vqvdm.denoiser import Attention, _laid_out
+from vqvdm.denoiser import Attention, _laid_out, _rotate, turns_of
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ def test_a_scalar_timestep_serves_the_batch(denoiser, batch) -> None:
 @torch.no_grad()
 def test_spatial_attention_is_torchs_own() -> None:
     torch.manual_seed(0)
-    ours, theirs = Attention(16, head_dim=8, axis="space"), nn.MultiheadAttention(16, 2, batch_first=True)
+    ours, theirs = Attention(16, head_dim=8), nn.MultiheadAttention(16, 2, batch_first=True)
     nn.init.normal_(ours.out.weight)
     theirs.in_proj_weight.copy_(ours.qkv.weight)
     theirs.in_proj_bias.copy_(ours.qkv.bias)
@@ -92,23 +94,23 @@ def test_spatial_attention_is_torchs_own() -> None:
 @torch.no_grad()
 def test_temporal_attention_sees_time_alone_and_its_order() -> None:
     torch.manual_seed(0)
-    attention = Attention(16, head_dim=8, axis="time")
+    attention = Attention(16, head_dim=8)
     nn.init.normal_(attention.out.weight)
-    x = torch.randn(1, 16, 4, 3, 3)
-    plain = attention(x)
+    x, turns = torch.randn(1, 16, 4, 3, 3), turns_of(4, 8, CPU)
+    plain = attention(x, turns)
     elsewhere = x.clone()
     elsewhere[..., 0, 0] = torch.randn(1, 16, 4)
-    torch.testing.assert_close(attention(elsewhere)[..., 1:, 1:], plain[..., 1:, 1:])
+    torch.testing.assert_close(attention(elsewhere, turns)[..., 1:, 1:], plain[..., 1:, 1:])
     swapped = x.clone()
     swapped[:, :, 1:3] = x[:, :, 1:3].flip(2)
-    assert (attention(swapped)[:, :, 0] - plain[:, :, 0]).abs().max() > 1e-4, "order of the frames must matter"
+    assert (attention(swapped, turns)[:, :, 0] - plain[:, :, 0]).abs().max() > 1e-4, "order of the frames must matter"
 
 
 @torch.no_grad()
 def test_temporal_attention_is_torchs_own_between_rotated_frames() -> None:
     """Rotation as multiplication of complex numbers, RoPE's own form (Su et al. 2021, eq. 13)."""
     torch.manual_seed(0)
-    ours, theirs = Attention(16, head_dim=8, axis="time"), nn.MultiheadAttention(16, 2, batch_first=True)
+    ours, theirs = Attention(16, head_dim=8), nn.MultiheadAttention(16, 2, batch_first=True)
     nn.init.normal_(ours.out.weight)
     theirs.in_proj_weight.copy_(torch.eye(16).repeat(3, 1))
     theirs.out_proj.load_state_dict(ours.out.state_dict())
@@ -122,7 +124,7 @@ def test_temporal_attention_is_torchs_own_between_rotated_frames() -> None:
         return torch.stack([turned.real, turned.imag], dim=3).view(40, 6, 16)
 
     expected = theirs(rotated(q), rotated(k), v)[0].view(2, 4, 5, 6, 16).permute(0, 4, 3, 1, 2)
-    torch.testing.assert_close(ours(x) - x, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(ours(x, turns_of(6, 8, CPU)) - x, expected, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("axis", ["space", "time"])
@@ -130,12 +132,13 @@ def test_temporal_attention_is_torchs_own_between_rotated_frames() -> None:
 @pytest.mark.parametrize("trained", [False, True])
 def test_attention_in_bf16_is_that_in_single_precision(axis: str, side: int, trained: bool) -> None:
     torch.manual_seed(0)
-    attention, x = Attention(32, head_dim=16, axis=axis), torch.randn(2, 32, 4, side, side)
+    attention, x = Attention(32, head_dim=16), torch.randn(2, 32, 4, side, side)
     nn.init.normal_(attention.qkv.weight, std=0.5)
     nn.init.normal_(attention.out.weight, std=0.2)
-    expected = attention(x).detach()
+    turns = turns_of(4, 16, CPU) if axis == "time" else None
+    expected = attention(x, turns).detach()
     with torch.set_grad_enabled(trained):
-        found = attention.bfloat16()(x.bfloat16()).float()
+        found = attention.bfloat16()(x.bfloat16(), turns).float()
     assert (expected - x).std() > 0.3
     assert (found - expected).abs().mean() < 0.02 * (expected - x).std()
 
@@ -154,9 +157,7 @@ def test_short_sequences_are_in_single_precision_however_many_heads_there_are() 
 @torch.no_grad()
 def test_temporal_attention_depends_on_distance_in_time_alone() -> None:
     """RoPE: a sequence among repeated, identical neighbours gives the same scores wherever it starts."""
-    from vqvdm.denoiser import _rotate
-
-    turned = [_rotate(torch.randn(8).expand(10, 8)) for _ in range(2)]
+    turned = [_rotate(torch.randn(8).expand(10, 8), turns_of(10, 8, CPU)) for _ in range(2)]
     scores = turned[0] @ turned[1].T
     for offset in (0, 1, 4):
         diagonal = scores.diagonal(offset)

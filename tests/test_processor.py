@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vqvdm import processor
-from vqvdm.convolution import Conv3d
 from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective
+from vqvdm.layers import Conv3d
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processor import fast_bf16, packed_convolution, packed_weights
 from vqvdm.tokenizer import VideoTokenizer

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from vqvdm import VideoTokenizer
-from vqvdm.convolution import fold, unfold
 from vqvdm.errors import InputError
+from vqvdm.layers import fold, unfold
 from vqvdm.tokenizer import Downsample, Upsample
 
 

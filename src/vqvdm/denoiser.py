@@ -22,10 +22,12 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vqvdm.convolution import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.errors import InputError
+from vqvdm.layers import Conv3d, Linear, Stride, fold, groups_of, unfold
 
 _LONG = 128  # places, from which on products of matrices in bf16 are the fastest attention on a CPU
+Turns = dict[int, Tensor]  # RoPE's angles (2, t, d) by the width d of a head: those of all blocks are made once
+
 _PLANNED = 4096  # steps times clips, at most, whose modulations are held at a time
 
 
@@ -48,7 +50,7 @@ class ResidualBlock(nn.Module):
         modulation = condition if made else self.modulation(condition)
         scale, shift = modulation[:, :, None, None, None].chunk(2, dim=1)
         h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.skip(x) + self.conv2(F.silu(h))
+        return self.conv2(F.silu(h), plus=self.skip(x))
 
     def modulation(self, condition: Tensor) -> Tensor:
         """Scale and shift (b, 2 c') of a condition (b, e)."""
@@ -56,29 +58,31 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention within each frame ("space") or along time at each place ("time"), added to its input.
+    """Self-attention within each frame or along time at each place, added to its input.
 
     Along time, queries and keys are rotated by their frame number (RoPE, Su et al. 2021, eq. 15), so any length works.
     In space, the zero padding of the convolutions tells positions apart.
     """
 
-    def __init__(self, channels: int, head_dim: int, axis: str) -> None:
+    def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
-        self.axis, self.heads = axis, max(channels // head_dim, 1)
+        self.heads = max(channels // head_dim, 1)
+        self.head_width = channels // self.heads
         self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.out = Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
+    def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
+        """(b, c, t, h, w), unchanged: along time with `turns_of` its frames and `head_width`, else within frames."""
         # Linear layers see contiguous (b, t, h, w, c): on (n, few, c) slices they fall to slow paths.
         tokens = x.permute(0, 2, 3, 4, 1)  # a view where x is channels-last
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # (b, t, h, w, 3, n, d)
-        if self.axis == "space":
+        if turns is None:
             q, k, v = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6), places=2).flatten(4, 5)  # (3, b, t, n, h w, d)
             out = _attend(q, k, v).unflatten(3, x.shape[3:]).permute(0, 1, 3, 4, 2, 5)
         else:
             parts = _laid_out(qkv.permute(4, 0, 2, 3, 5, 1, 6), places=1)  # (3, b, h, w, n, t, d)
-            q, k = _rotate(parts[:2])
+            q, k = _rotate(parts[:2], turns)
             out = _attend(q, k, parts[2]).permute(0, 4, 1, 2, 3, 5)
         out = out.to(qkv.dtype, memory_format=torch.contiguous_format).flatten(4)  # (b, t, h, w, n d)
         return x + self.out(out).permute(0, 4, 1, 2, 3)
@@ -113,13 +117,18 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(queries, keys, values).view(q.shape)
 
 
-def _rotate(x: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + d/2}) of (..., t, d) by m * theta_i of RoPE, m being the frame's number."""
-    frames, dim = x.shape[-2:]
-    theta = 100.0 ** (-torch.arange(0, dim, 2, device=x.device) / dim)
-    angles = torch.arange(frames, device=x.device)[:, None] * theta
-    cos, sin = (turn.to(x.dtype) for turn in (angles.cos(), angles.sin()))
-    return torch.addcmul(x * torch.cat([cos, cos], -1), x.roll(dim // 2, -1), torch.cat([-sin, sin], -1))
+def turns_of(frames: int, width: int, device: torch.device) -> Tensor:
+    """Cosines and signed sines (2, t, d) of RoPE's angles m * theta_i, m being the frame's number."""
+    theta = 100.0 ** (-torch.arange(0, width, 2, device=device) / width)
+    angles = torch.arange(frames, device=device)[:, None] * theta
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
+
+
+def _rotate(x: Tensor, turns: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + d/2}) of (..., t, d) by the angles of `turns_of`."""
+    cos, sin = turns.to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 class Block(nn.Module):
@@ -130,12 +139,12 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         self.residual = ResidualBlock(channels, out, condition, kernel)
-        self.space = Attention(out, head_dim, "space") if attention else nn.Identity()
-        self.time = Attention(out, head_dim, "time")
+        self.space = Attention(out, head_dim) if attention else nn.Identity()
+        self.time = Attention(out, head_dim)
 
-    def forward(self, x: Tensor, condition: Tensor, made: bool = False) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, turns: Turns, made: bool = False) -> Tensor:
         """(b, c, t, h, w), (b, e) -> (b, out, t, h, w); see `ResidualBlock`."""
-        return self.time(self.space(self.residual(x, condition, made)))
+        return self.time(self.space(self.residual(x, condition, made)), turns[self.time.head_width])
 
 
 class Level(NamedTuple):
@@ -209,6 +218,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.norm = nn.GroupNorm(groups_of(width), width)
         self.head = Conv3d(width, in_channels * math.prod(patch), 3, padding=1)
         self.gradient_checkpointing = False
+        self._head_widths = {module.head_width for module in self.modules() if isinstance(module, Attention)}
         self.apply(_initialise)
         nn.init.zeros_(self.head.weight)
 
@@ -240,19 +250,27 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         else:
             conditions = iter(modulations)
         x = self.stem(fold(noisy_latents, self.patch))
+        turns = {width: turns_of(x.shape[2], width, x.device) for width in self._head_widths}
+
+        def run(block: nn.Module, x: Tensor) -> Tensor:
+            condition = next(conditions)
+            if self.gradient_checkpointing and self.training:
+                return checkpoint(block, x, condition, turns, made, use_reentrant=False)
+            return block(x, condition, turns, made)
+
         skips = [x]
         for level, stage in enumerate(self.down):
             for block in stage.children():
-                x = self._call(block, x, next(conditions), made)
+                x = run(block, x)
                 skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)
                 skips.append(x)
         for block in self.middle:
-            x = self._call(block, x, next(conditions), made)
+            x = run(block, x)
         for level, stage in enumerate(self.up):
             for block in stage.children():
-                x = self._call(block, torch.cat([x, skips.pop()], dim=1), next(conditions), made)
+                x = run(block, torch.cat([x, skips.pop()], dim=1))
             if level < len(self.upsample):
                 x = self.upsample[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
         return unfold(self.head(F.silu(self.norm(x))), self.patch)
@@ -278,11 +296,6 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         stages = (*self.down, self.middle, *self.up)
         blocks = (cast(Block, block) for stage in stages for block in stage.children())
         return [block.residual.modulation(condition) for block in blocks]
-
-    def _call(self, block: nn.Module, x: Tensor, condition: Tensor, made: bool) -> Tensor:
-        if self.gradient_checkpointing and self.training:
-            return checkpoint(block, x, condition, made, use_reentrant=False)
-        return block(x, condition, made)
 
 
 class StepModulations:

@@ -15,8 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vqvdm.convolution import Conv3d
 from vqvdm.errors import InputError
+from vqvdm.layers import Conv3d
 
 LossKind = Literal["hinge", "non_saturating"]
 

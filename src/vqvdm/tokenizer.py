@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput, RunningNorm
-from vqvdm.convolution import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.errors import InputError
 from vqvdm.identity import fingerprint
+from vqvdm.layers import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.processor import packed_weights
 from vqvdm.tiling import blend_tiles
 
@@ -54,7 +54,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
         h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        return self.conv2(F.silu(self.norm2(h)), plus=x)
 
 
 class Downsample(nn.Module):
@@ -68,8 +68,9 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t/st, h/sh, w/sw)
         folded = fold(x, self.stride)
-        shortcut = rearrange(folded, "b (g o) t h w -> b g o t h w", o=self.out_channels).mean(1)
-        return self.conv(folded) + shortcut
+        groups = rearrange(folded, "b (g o) t h w -> b t h w g o", o=self.out_channels)
+        shortcut = groups.mean(-2).permute(0, 4, 1, 2, 3)
+        return self.conv(folded, plus=shortcut)
 
 
 class Upsample(nn.Module):
@@ -82,8 +83,8 @@ class Upsample(nn.Module):
         self.conv = Conv3d(channels, out_channels * math.prod(stride), (1, 3, 3), padding=(0, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t*st, h*sh, w*sw)
-        shortcut = x.repeat(1, self.repeats, 1, 1, 1)
-        return unfold(self.conv(x) + shortcut, self.stride)
+        shortcut = torch.cat([x] * self.repeats, dim=1)  # keeps the order in memory, as `repeat` does not
+        return unfold(self.conv(x, plus=shortcut), self.stride)
 
 
 class Encoder(nn.Module):

@@ -1,4 +1,4 @@
-"""What both networks build on: 3D convolution, kept clear of one fault of torch's CPU backend, and folding."""
+"""What both networks build on: layers that a CPU computes fast and right, and folding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vqvdm.processor import packed_convolution
+from vqvdm.processor import packed_convolution, packed_linear
 
 Stride = tuple[int, int, int]  # along (time, height, width)
 
@@ -15,31 +15,44 @@ class Conv3d(nn.Conv3d):
     """`nn.Conv3d` that uses packed weights where there are any, and whose gradient can be trusted.
 
     Under bf16 autocast on the CPU, with two frames and a kernel over time, torch 2.13's (oneDNN's) bf16 gradient of
-    the weight is garbage or NaN, for any height and width (tests/test_convolution.py shows it); such small layers are
+    the weight is garbage or NaN, for any height and width (tests/test_layers.py shows it); such small layers are
     computed in float32.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(b, c, t, h, w) -> (b, out, t', h', w')."""
-        if (result := packed_convolution(self, input)) is not None:
+    def forward(self, input: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(b, c, t, h, w) -> (b, out, t', h', w'); `plus`, of that shape, is added: the other arm of a residual."""
+        if (result := packed_convolution(self, input, plus)) is not None:
             return result
         frames, taps = input.shape[2], self.kernel_size[0]
         if frames == 2 and taps > 1 and input.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return super().forward(input.float())
-        return super().forward(input)
+                result = super().forward(input.float())
+        else:
+            result = super().forward(input)
+        return result if plus is None else plus + result
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that uses packed weights where there are any."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., c) -> (..., out)."""
+        result = packed_linear(self, input)
+        return super().forward(input) if result is None else result
 
 
 def fold(x: Tensor, stride: Stride) -> Tensor:
     """Neighbouring positions into channels: (b, c, t*st, h*sh, w*sw) -> (b, st*sh*sw*c, t, h, w)."""
     st, sh, sw = stride
-    return rearrange(x, "b c (t st) (h sh) (w sw) -> b (st sh sw c) t h w", st=st, sh=sh, sw=sw)
+    places = rearrange(x, "b c (t st) (h sh) (w sw) -> b t h w (st sh sw c)", st=st, sh=sh, sw=sw)
+    return places.permute(0, 4, 1, 2, 3)  # channels last in memory, as convolutions take it
 
 
 def unfold(x: Tensor, stride: Stride) -> Tensor:
     """Channels into neighbouring positions, the inverse of `fold`."""
     st, sh, sw = stride
-    return rearrange(x, "b (st sh sw c) t h w -> b c (t st) (h sh) (w sw)", st=st, sh=sh, sw=sw)
+    places = rearrange(x, "b (st sh sw c) t h w -> b (t st) (h sh) (w sw) c", st=st, sh=sh, sw=sw)
+    return places.permute(0, 4, 1, 2, 3)
 
 
 def groups_of(channels: int) -> int:

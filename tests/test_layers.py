@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vqvdm.convolution import Conv3d
+from vqvdm.layers import Conv3d
 
 
 def weight_gradient(conv: torch.nn.Conv3d, x: torch.Tensor, bf16: bool) -> torch.Tensor:
