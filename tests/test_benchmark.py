@@ -21,6 +21,8 @@ from vqvdm.benchmark.timing import Timing, alternate, fractions, ratios
 from vqvdm.benchmark.training import TRAINING
 from vqvdm.denoiser import VideoDenoiser
 from vqvdm.errors import InputError
+from vqvdm.layers import Conv3d, Linear
+from vqvdm.processor import packed_weights
 from vqvdm.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -53,6 +55,17 @@ def test_operations_and_bytes_are_those_of_the_closed_form():
     assert work_of(lambda: row.t().unsqueeze(0)[..., 0]).moved == 0
     assert work_of(lambda: row.expand(50, 100).sum()).moved == 4 * (100 + 1)
     assert work_of(lambda: row.add_(1.0)).moved == 4 * 2 * 100
+
+
+def test_operations_of_packed_layers_are_those_of_plain_ones():
+    convolution, linear = Conv3d(3, 5, 3, padding=1), Linear(6, 7)
+    x, tokens, plus = torch.rand(2, 3, 4, 8, 8), torch.rand(2, 9, 6), torch.rand(2, 5, 4, 8, 8)
+    layers = (partial(convolution, x), partial(convolution, x, plus), partial(linear, tokens))
+    plain = [2 * plus.numel() * 3 * 27] * 2 + [2 * 18 * 7 * 6]
+    with torch.no_grad():
+        assert [work_of(layer).flops for layer in layers] == plain
+        with packed_weights():
+            assert [work_of(layer).flops for layer in layers] == plain
 
 
 def test_energy_is_what_the_counters_rise_by(tmp_path):

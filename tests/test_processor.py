@@ -8,9 +8,9 @@ import torch
 from vqvdm import processor
 from vqvdm.denoiser import StepModulations, VideoDenoiser
 from vqvdm.diffusion import Objective
-from vqvdm.layers import Conv3d
+from vqvdm.layers import Conv3d, Linear
 from vqvdm.pipeline import VQVDMPipeline
-from vqvdm.processor import fast_bf16, packed_convolution, packed_weights
+from vqvdm.processor import fast_bf16, packed_convolution, packed_linear, packed_weights
 from vqvdm.tokenizer import VideoTokenizer
 
 CPU = torch.device("cpu")
@@ -31,10 +31,42 @@ def test_packed_is_plain(dtype, batch, kernel, stride, padding) -> None:
     torch.manual_seed(0)
     layer = Conv3d(8, 16, kernel, stride=stride, padding=padding).to(dtype)
     x = torch.randn(batch, 8, 4, 6, 6).to(dtype)
+    plus = torch.randn_like(expected := plain(layer, x))
     with packed_weights():
         assert packed_convolution(layer, x) is not None  # else this test says nothing
-        result = layer(x)
-    torch.testing.assert_close(result, plain(layer, x), atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+        result, total = layer(x), layer(x, plus=plus)
+    torch.testing.assert_close(result, expected, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+    torch.testing.assert_close(total, expected + plus, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+    torch.testing.assert_close(layer(x, plus=plus), expected + plus)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@torch.no_grad()
+def test_packed_linear_is_plain_and_follows_its_weight(dtype) -> None:
+    if dtype == torch.bfloat16 and not fast_bf16(CPU):
+        pytest.skip("this processor has no bf16 instructions")
+    torch.manual_seed(0)
+    layer = Linear(24, 40).to(dtype)
+    with packed_weights():
+        for places in (3, 5):  # of the same layer
+            x = torch.randn(2, places, 4, 24).transpose(1, 2).to(dtype)
+            assert packed_linear(layer, x) is not None
+            expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+            torch.testing.assert_close(layer(x), expected, atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
+            layer.weight.mul_(-2)
+    assert packed_linear(layer, x) is None
+
+
+@torch.no_grad()
+def test_weights_of_other_kinds_are_left_to_them() -> None:
+    class Quantised(torch.Tensor):
+        pass
+
+    layer, x = Linear(8, 8), torch.randn(2, 8)
+    layer.weight = torch.nn.Parameter(layer.weight.as_subclass(Quantised))
+    with packed_weights():
+        assert packed_linear(layer, x) is None
+        layer(x)
 
 
 @torch.no_grad()

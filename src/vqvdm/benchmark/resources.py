@@ -78,17 +78,19 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
     return (1,) * tensor.dim() if tensor.layout is not torch.strided else tensor.stride()
 
 
-def _packed_flops(x: torch.Size, weight: torch.Size, *rest: Any, out_shape: torch.Size) -> int:
-    """Of a convolution with packed weights: product and sum for each weight that each output meets."""
+def _packed_flops(*shapes: Any, out_shape: torch.Size) -> int:
+    """Of a layer with packed weights: product and sum for each weight that each output meets."""
+    # Input, what is added if anything is, weight; then a bias of one dimension, and numbers.
+    weight = [shape for shape in shapes if isinstance(shape, torch.Size) and len(shape) > 1][-1]
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 # What torch does not count by itself.
-_UNCOUNTED = (
-    {torch.ops.mkldnn._convolution_pointwise: _packed_flops}
-    if hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    else {}
-)
+_UNCOUNTED = {
+    getattr(torch.ops.mkldnn, name): _packed_flops
+    for name in ("_convolution_pointwise", "_linear_pointwise")
+    if hasattr(torch.ops.mkldnn, name)
+}
 
 
 def energy_meter(device: torch.device, powercap: Path = POWERCAP) -> Callable[[], float] | None:
