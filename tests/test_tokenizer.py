@@ -52,10 +52,10 @@ def test_the_shortcuts_are_average_and_repetition() -> None:
     torch.testing.assert_close(up(x), torch.nn.functional.interpolate(x, scale_factor=2.0))
 
 
-@pytest.mark.parametrize("quantizer", ["ema", "fsq", "none"])
+@pytest.mark.parametrize(("quantizer", "codebooks"), [("ema", 1), ("ema", 3), ("fsq", 1), ("none", 1)])
 @pytest.mark.parametrize("latents", ["before", "after"])
-def test_decode_of_encode_is_what_training_saw(quantizer: str, latents: str) -> None:
-    model, x = tiny(quantizer=quantizer, latents=latents), clip()
+def test_decode_of_encode_is_what_training_saw(quantizer: str, codebooks: int, latents: str) -> None:
+    model, x = tiny(quantizer=quantizer, codebooks=codebooks, latents=latents), clip()
     model(x)  # the codebook takes its first codes from data
     model.eval()
     model.set_latent_statistics(torch.tensor([0.1, -0.3, 0.2]), torch.tensor([0.5, 2.0, 1.0]))
@@ -111,9 +111,9 @@ def test_an_extent_that_does_not_divide_is_refused_with_the_nearest() -> None:
         tiny().encode(torch.zeros(1, 3, 15, 32, 30))
 
 
-@pytest.mark.parametrize("quantizer", ["ema", "fsq", "none"])
-def test_save_and_load_bit_for_bit(quantizer: str, tmp_path) -> None:
-    model, x = tiny(quantizer=quantizer), clip()
+@pytest.mark.parametrize(("quantizer", "codebooks"), [("ema", 1), ("ema", 3), ("fsq", 1), ("none", 1)])
+def test_save_and_load_bit_for_bit(quantizer: str, codebooks: int, tmp_path) -> None:
+    model, x = tiny(quantizer=quantizer, codebooks=codebooks), clip()
     model(x)
     model.eval()
     model.set_latent_statistics(torch.randn(3), torch.rand(3) + 0.5)
@@ -200,6 +200,7 @@ def test_it_learns_one_clip_by_heart(quantizer: str) -> None:
         ({"strides": ()}, "need 1 strides"),
         ({"quantizer": "vq"}, '"ema", "fsq" or "none"'),
         ({"quantizer": "fsq", "fsq_levels": (8, 8)}, "3 channels"),
+        ({"codebooks": 2}, "must divide the 3 latent channels"),
         ({"channels": (8, 24)}, "must divide"),
         ({"channels": (0, 16)}, "widths of at least 1"),
         ({"strides": ((0, 2, 2),)}, "each stride"),

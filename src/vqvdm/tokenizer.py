@@ -23,11 +23,18 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, QuantizerOutput, RunningNorm
 from vqvdm.errors import InputError
 from vqvdm.identity import fingerprint
 from vqvdm.layers import Conv3d, Stride, fold, groups_of, unfold
 from vqvdm.processor import packed_weights
+from vqvdm.quantizers import (
+    EMACodebook,
+    FiniteScalarQuantizer,
+    ProductCodebook,
+    Quantizer,
+    QuantizerOutput,
+    RunningNorm,
+)
 from vqvdm.tiling import blend_tiles
 
 
@@ -179,6 +186,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         quantizer: Literal["ema", "fsq", "none"] = "ema",
         latents: Literal["before", "after"] = "before",
         codebook_size: int = 1024,
+        codebooks: int = 1,
         codebook_decay: float = 0.99,
         commitment: float = 0.25,
         codebook_init: Literal["data", "kmeans"] = "data",
@@ -196,6 +204,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             latent_channels: channels of the latent grid, and of a code.
             quantizer: "ema" for a codebook with moving averages, "fsq" for finite scalar quantisation, "none".
             latents: whether `encode` returns values from before or after the quantiser.
+            codebooks: of "ema", each for an equal part of the latent channels; see `ProductCodebook`.
             codebook_size, codebook_decay, commitment, codebook_init, restart_after: see `EMACodebook`.
             fsq_levels: levels per latent channel, see `FiniteScalarQuantizer`.
 
@@ -212,16 +221,23 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels)
         self.running_norm = RunningNorm(latent_channels)
         self.decoder = Decoder(latent_channels, channels, patch, strides, blocks, in_channels)
-        self.codebook: EMACodebook | FiniteScalarQuantizer | None = None
+        self.codebook: Quantizer | None = None
         if quantizer == "ema":
-            self.codebook = EMACodebook(
-                codebook_size,
-                latent_channels,
-                decay=codebook_decay,
-                commitment=commitment,
-                restart_after=restart_after,
-                init=codebook_init,
-            )
+            if codebooks < 1 or latent_channels % codebooks:
+                raise InputError(f"codebooks {codebooks} must divide the {latent_channels} latent channels")
+            books = [
+                EMACodebook(
+                    codebook_size,
+                    latent_channels // codebooks,
+                    decay=codebook_decay,
+                    commitment=commitment,
+                    restart_after=restart_after,
+                    init=codebook_init,
+                    seed=number,
+                )
+                for number in range(codebooks)
+            ]
+            self.codebook = books[0] if codebooks == 1 else ProductCodebook(books)
         elif quantizer == "fsq":
             if len(fsq_levels) != latent_channels:
                 raise InputError(
@@ -335,7 +351,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         """What the decoder has learnt to take: codes, or the values themselves until the quantiser has entered."""
         return u if self.codebook is None or not self.codebook.ready else self.codebook.snap(u).quantized
 
-    def _codes(self, otherwise: str) -> EMACodebook | FiniteScalarQuantizer:
+    def _codes(self, otherwise: str) -> Quantizer:
         if self.codebook is None:
             raise InputError(f'this tokenizer has no codebook (quantizer="none"): {otherwise}')
         if not self.codebook.ready:

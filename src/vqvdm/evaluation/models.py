@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from vqvdm.data.clips import ClipTiming
 from vqvdm.data.worlds import WORLDS
@@ -115,7 +116,7 @@ class ReconstructedVideos:
         self.skipped: list[str] = []  # those of the videos themselves
         self.facts: Mapping[str, Any] = {
             "model": tokenizer.fingerprint(),
-            "codes": codes_of(tokenizer),
+            "codes": codes_of(tokenizer),  # of each part of a token
             **quality.identities(),
         }
 
@@ -129,11 +130,16 @@ class ReconstructedVideos:
             self.tokenizer.latent_shape(*part[0].shape[:3])  # raises where the factors do not divide it
             clips = torch.stack([to_clip(video) for video in part]).to(self.tokenizer.device)  # (b, 3, t, h, w)
             latents = self.tokenizer.encode(clips)
-            tokens = None if not self.facts["codes"] else self.tokenizer.quantize(latents).tokens.cpu().numpy()
+            tokens = self._tokens(latents) if self.facts["codes"] else None
             for number, (real, made) in enumerate(zip(part, self.tokenizer.decode(latents), strict=True)):
                 video = to_video(made)
                 measures = self.quality(real, video)
                 yield Clip(video, measures if tokens is None else measures | {"tokens": tokens[number]})
+
+    def _tokens(self, latents: Tensor) -> NDArray[np.int64]:
+        """Tokens (b, t, h, w, parts) of latents (b, c, t, h, w)."""
+        assert self.tokenizer.codebook is not None
+        return self.tokenizer.codebook.parts(self.tokenizer.quantize(latents).tokens).cpu().numpy()
 
     @cached_property
     def digest(self) -> str:
@@ -141,5 +147,5 @@ class ReconstructedVideos:
 
 
 def codes_of(tokenizer: VideoTokenizer) -> int:
-    """Size of the codebook; 0 if there is none, or none that has entered yet."""
-    return tokenizer.codebook.num_codes if tokenizer.codebook is not None and tokenizer.codebook.ready else 0
+    """Codes that each part of a token could be; 0 if there is no codebook, or none that has entered yet."""
+    return tokenizer.codebook.part_codes if tokenizer.codebook is not None and tokenizer.codebook.ready else 0

@@ -84,7 +84,8 @@ def as_markdown(report: Mapping[str, Any], frames: str, motion: str) -> str:
         rows = [[LABELS[kind], *(f"{value:.3g}" for value in values)] for kind, values in per_frame.items()]
         parts += ["## By frame", table(["frame", *map(str, numbers)], rows)]
     if codebook := report.get("codebook"):
-        used = f"{codebook['used']:,} of {codebook['size']:,} codes occur among {codebook['tokens']:,} tokens"
+        books = f" in each of {codebook['books']} books, on average," if codebook["books"] > 1 else ""
+        used = f"{codebook['used']:,.0f} of {codebook['size']:,} codes{books} occur among {codebook['tokens']:,} tokens"
         parts.append(f"{used}; perplexity {codebook['perplexity']:.4g}.")
     for side in ("real", "fake"):
         shown = [[key, cell(value)] for key, value in report[side].items() if key != "skipped_videos"]

@@ -124,12 +124,13 @@ def reconstruction_figures(
     """Figures of clips that brought their quality with them.
 
     Args:
-        features: `squared_error` and `ssim` (n, t), `lpips_*` (n, t) and `tokens` (n, ...) as far as there are.
-        codes: size of the codebook.
+        features: `squared_error` and `ssim` (n, t), `lpips_*` (n, t) and `tokens` (n, ..., parts) as far as there are.
+        codes: that each part of a token could be.
 
     Returns:
         The figures; each by the frame's number in the clip; and the codebook over all of the clips, if there is one:
-        `size`, `tokens`, `used`, `usage` (used / size) and `perplexity`, exp of the entropy of the codes' shares.
+        `size`, `tokens`, `used`, `usage` (used / size) and `perplexity`, exp of the entropy of the codes' shares; of
+        several parts `books`, and the means of what is used.
     """
     kinds = {"psnr": psnr(features["squared_error"]), "ssim": features["ssim"]}
     kinds |= {kind: rows for kind, rows in features.items() if kind.startswith("lpips_")}
@@ -138,14 +139,17 @@ def reconstruction_figures(
     per_frame = {kind: rows.mean(axis=0).tolist() for kind, rows in kinds.items()}
     if "tokens" not in features:
         return figures, per_frame, None
-    counts = np.unique(features["tokens"], return_counts=True)[1]
-    shares = counts / counts.sum()
+    tokens = features["tokens"].reshape(-1, features["tokens"].shape[-1])  # (tokens, parts)
+    counts = [np.unique(part, return_counts=True)[1] for part in tokens.T]
+    shares = [count / len(tokens) for count in counts]
+    used = float(np.mean([len(count) for count in counts]))
     codebook = {
+        "books": len(counts),
         "size": codes,
-        "tokens": int(counts.sum()),
-        "used": len(counts),
-        "usage": len(counts) / codes,
-        "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+        "tokens": len(tokens),
+        "used": used,
+        "usage": used / codes,
+        "perplexity": float(np.mean([np.exp(-(share * np.log(share)).sum()) for share in shares])),
     }
     figures["codebook_usage"] = Figure(codebook["usage"])
     figures["codebook_perplexity"] = Figure(codebook["perplexity"])

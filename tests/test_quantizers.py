@@ -14,9 +14,9 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vqvdm import codebook
-from vqvdm.codebook import EMACodebook, FiniteScalarQuantizer, RunningNorm, nearest_codes
 from vqvdm.errors import InputError
+from vqvdm.quantizers import EMACodebook, FiniteScalarQuantizer, ProductCodebook, RunningNorm, codebook
+from vqvdm.quantizers.codebook import nearest_codes
 
 
 def latents(seed: int, batch: int = 2, dim: int = 3, grid: tuple[int, int, int] = (2, 4, 4)) -> Tensor:
@@ -387,3 +387,32 @@ def test_impossible_settings_are_the_users_mistake() -> None:
     for levels in ((), (8, 1)):
         with pytest.raises(InputError, match="levels"):
             FiniteScalarQuantizer(levels)
+
+
+def test_product_codebook_is_its_books_side_by_side() -> None:
+    books = [EMACodebook(5, 2, seed=number) for number in range(3)]
+    alone = [EMACodebook(5, 2, seed=number) for number in range(3)]
+    for one, other in zip(books, alone, strict=True):
+        other.load_state_dict(one.state_dict())
+    product_book = ProductCodebook(books)
+    assert (product_book.num_codes, product_book.part_codes, product_book.ready) == (125, 5, False)
+    for seed in range(4):  # they learn, too
+        z = latents(seed, dim=6).requires_grad_()
+        out = product_book(z)
+        single = [book(part) for book, part in zip(alone, z.detach().split(2, dim=1), strict=True)]
+        torch.testing.assert_close(out.quantized, torch.cat([one.quantized for one in single], dim=1))
+        torch.testing.assert_close(out.loss, torch.stack([one.loss for one in single]).mean())
+        torch.testing.assert_close(out.usage, torch.stack([one.usage for one in single]).mean())
+    assert product_book.ready
+    torch.testing.assert_close(product_book.parts(out.tokens), torch.stack([one.tokens for one in single], dim=-1))
+    assert 0 <= out.tokens.min() <= out.tokens.max() < 125
+    torch.testing.assert_close(product_book.eval()(z).quantized, product_book.embed(product_book(z).tokens))
+    out.quantized.sum().backward()
+    torch.testing.assert_close(z.grad, torch.ones_like(z))  # straight through
+
+
+def test_product_codebook_refuses_what_does_not_fit() -> None:
+    with pytest.raises(InputError, match="equally many"):
+        ProductCodebook([EMACodebook(4, 1), EMACodebook(5, 1)])
+    with pytest.raises(InputError, match="63 bits"):
+        ProductCodebook([EMACodebook(256, 1) for _ in range(8)])
