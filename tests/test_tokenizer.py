@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vqvdm import VideoTokenizer
+from vqvdm.autoencoder import Downsample, Strided, TATSDecoder, TATSEncoder, Transposed, Upsample
 from vqvdm.errors import InputError
 from vqvdm.layers import fold, unfold
-from vqvdm.tokenizer import Downsample, Upsample
 
 
 def tiny(**settings: object) -> VideoTokenizer:
@@ -206,6 +206,10 @@ def test_it_learns_one_clip_by_heart(quantizer: str) -> None:
         ({"strides": ((0, 2, 2),)}, "each stride"),
         ({"strides": ((-2, 2, 2),)}, "each stride"),
         ({"blocks": -1}, "blocks must be"),
+        ({"layout": "taming"}, '"vqvdm" or "tats"'),
+        ({"layout": "tats"}, "without a patch"),
+        ({"resampling": "bilinear"}, "shortcut, pooled, strided"),
+        ({"resampling": "strided", "strides": ((8, 2, 2),)}, "too small"),
         ({"latent_channels": 0}, "latent_channels must be"),
     ],
 )
@@ -217,3 +221,40 @@ def test_settings_that_contradict_each_other(settings: dict[str, object], words:
 def test_a_tokenizer_without_codebook_has_no_tokens() -> None:
     with pytest.raises(InputError, match="no codebook"):
         tiny(quantizer="none").tokens(clip())
+
+
+TATS = {"layout": "tats", "patch": (1, 1, 1), "channels": (8, 8, 16, 16), "strides": ((2, 2, 2), (2, 2, 2), (1, 2, 2))}
+
+
+@pytest.mark.parametrize("settings", [{"resampling": "pooled"}, {"resampling": "strided"}, TATS])
+def test_other_layouts_have_the_same_extents_and_gradients(settings: dict[str, object]) -> None:
+    model, x = tiny(quantizer="none", **settings), clip(frames=16, size=32)
+    assert model.encode(x).shape == (2, 3, 4, 4, 4)
+    model(x).reconstruction.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [(2, 2, 2), (1, 2, 2)])
+def test_strided_and_transposed_convolutions_keep_places(stride: tuple[int, int, int]) -> None:
+    """With single taps they are what can be written down: every second place, and each place repeated."""
+    down, up, x = Strided(1, 1, stride), Transposed(1, 1, stride), torch.randn(1, 1, 4, 6, 8)
+    for layer in (down, up):
+        layer.conv.weight.zero_()
+        layer.conv.bias.zero_()
+    first = [2 if step == 1 else 1 for step in stride]  # the padding before is 2 where the stride is 1
+    down.conv.weight[0, 0, first[0], first[1], first[2]] = 1
+    up.conv.weight[0, 0, 1 : 1 + stride[0], 1:3, 1:3] = 1
+    torch.testing.assert_close(down(x), x[:, :, :: stride[0], ::2, ::2])
+    torch.testing.assert_close(up(x), torch.nn.functional.interpolate(x, scale_factor=tuple(map(float, stride))))
+
+
+def test_the_layout_of_tats_has_its_parameters() -> None:
+    """7.40M and 16.12M without the 1x1x1 convolutions around the codebook: counted in TATS' own code, n_hiddens 32."""
+    channels, strides = (32, 64, 128, 256), ((2, 2, 2), (2, 2, 2), (1, 2, 2))
+    encoder, decoder = TATSEncoder(3, channels, strides, 256), TATSDecoder(256, channels, strides, 3)
+    found = [
+        sum(p.numel() for p in part.parameters()) - sum(p.numel() for p in end.parameters())
+        for part, end in ((encoder, encoder.head), (decoder, decoder.stem))
+    ]
+    assert [round(number / 1e6, 2) for number in found] == [7.40, 16.12]

@@ -1,31 +1,22 @@
-"""Stage 1: the 3D VQGAN. A clip becomes a small grid of latents, and a clip again.
-
-The encoder folds patches into channels, then alternates 3D residual blocks with down-sampling; the decoder mirrors it.
-Each change of resolution carries a parameter-free shortcut (pixels folded into channels and averaged, or channels
-repeated and unfolded: DC-AE, Chen et al. 2025, section 3.1), so that even an untrained network passes a blurred clip on
-and training need not first discover that something moves.
-"""
+"""Stage 1: the 3D VQGAN. A clip becomes a small grid of latents, and a clip again."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from vqvdm.autoencoder import DOWN, Decoder, Encoder, Resampling, TATSDecoder, TATSEncoder
 from vqvdm.errors import InputError
 from vqvdm.identity import fingerprint
-from vqvdm.layers import Conv3d, Stride, fold, groups_of, unfold
+from vqvdm.layers import Stride
 from vqvdm.processor import packed_weights
 from vqvdm.quantizers import (
     EMACodebook,
@@ -47,118 +38,6 @@ class TokenizerOutput:
     tokens: Tensor | None  # int64 (b, t, h, w); None without a quantiser
     perplexity: Tensor  # scalar
     usage: Tensor  # scalar, 0..1
-
-
-class ResidualBlock(nn.Module):
-    """x + Conv(SiLU(Norm(Conv(SiLU(Norm(x)))))) with 3x3x3 convolutions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(groups_of(channels), channels)
-        self.conv1 = Conv3d(channels, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups_of(channels), channels)
-        self.conv2 = Conv3d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
-        h = self.conv1(F.silu(self.norm1(x)))
-        return self.conv2(F.silu(self.norm2(h)), plus=x)
-
-
-class Downsample(nn.Module):
-    """Strided convolution beside a shortcut that folds and averages channels."""
-
-    def __init__(self, channels: int, out_channels: int, stride: Stride) -> None:
-        super().__init__()
-        self.stride = stride
-        self.out_channels = out_channels
-        self.conv = Conv3d(channels * math.prod(stride), out_channels, (1, 3, 3), padding=(0, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t/st, h/sh, w/sw)
-        folded = fold(x, self.stride)
-        groups = rearrange(folded, "b (g o) t h w -> b t h w g o", o=self.out_channels)
-        shortcut = groups.mean(-2).permute(0, 4, 1, 2, 3)
-        return self.conv(folded, plus=shortcut)
-
-
-class Upsample(nn.Module):
-    """Convolution and unfolding beside a shortcut that repeats channels and unfolds them."""
-
-    def __init__(self, channels: int, out_channels: int, stride: Stride) -> None:
-        super().__init__()
-        self.stride = stride
-        self.repeats = out_channels * math.prod(stride) // channels
-        self.conv = Conv3d(channels, out_channels * math.prod(stride), (1, 3, 3), padding=(0, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t*st, h*sh, w*sw)
-        shortcut = torch.cat([x] * self.repeats, dim=1)  # keeps the order in memory, as `repeat` does not
-        return unfold(self.conv(x, plus=shortcut), self.stride)
-
-
-class Encoder(nn.Module):
-    """Clip (b, c, t, h, w) -> unquantised latents (b, latent_channels, t/ft, h/fh, w/fw)."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        channels: Sequence[int],
-        patch: Stride,
-        strides: Sequence[Stride],
-        blocks: Sequence[int],
-        out: int,
-    ) -> None:
-        super().__init__()
-        self.patch = patch
-        self.gradient_checkpointing = False
-        self.stem = Conv3d(in_channels * math.prod(patch), channels[0], 3, padding=1)
-        layers: list[nn.Module] = []
-        for level, width in enumerate(channels):
-            layers += [ResidualBlock(width) for _ in range(blocks[level])]
-            if level < len(strides):
-                layers.append(Downsample(width, channels[level + 1], strides[level]))
-        self.layers = nn.ModuleList(layers)
-        self.head = Conv3d(channels[-1], out, 1)
-
-    def forward(self, clip: Tensor) -> Tensor:
-        x = self.stem(fold(clip, self.patch))
-        x = _run(self.layers, x, self.gradient_checkpointing and self.training)
-        return self.head(x)  # no norm before it: norms over space take a clip's brightness away
-
-
-class Decoder(nn.Module):
-    """Latents (b, latent_channels, t, h, w) -> clip (b, c, t*ft, h*fh, w*fw), the mirror of `Encoder`."""
-
-    def __init__(
-        self,
-        latent: int,
-        channels: Sequence[int],
-        patch: Stride,
-        strides: Sequence[Stride],
-        blocks: Sequence[int],
-        out: int,
-    ) -> None:
-        super().__init__()
-        self.patch = patch
-        self.gradient_checkpointing = False
-        self.stem = Conv3d(latent, channels[-1], 3, padding=1)
-        layers: list[nn.Module] = []
-        for level in reversed(range(len(channels))):
-            layers += [ResidualBlock(channels[level]) for _ in range(blocks[level])]
-            if level > 0:
-                layers.append(Upsample(channels[level], channels[level - 1], strides[level - 1]))
-        self.layers = nn.ModuleList(layers)
-        self.norm = nn.GroupNorm(groups_of(channels[0]), channels[0])
-        self.head = Conv3d(channels[0], out * math.prod(patch), 3, padding=1)
-
-    def forward(self, z: Tensor) -> Tensor:
-        x = _run(self.layers, self.stem(z), self.gradient_checkpointing and self.training)
-        return unfold(self.head(F.silu(self.norm(x))), self.patch)
-
-
-def _run(layers: nn.ModuleList, x: Tensor, recompute: bool) -> Tensor:
-    """The layers in order; with `recompute` their activations are computed again in the backward pass."""
-    for layer in layers:
-        x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
-    return x
 
 
 class VideoTokenizer(ModelMixin, ConfigMixin):
@@ -192,6 +71,8 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         codebook_init: Literal["data", "kmeans"] = "data",
         restart_after: int = 200,
         fsq_levels: tuple[int, ...] = (8, 8, 8),
+        layout: Literal["vqvdm", "tats"] = "vqvdm",
+        resampling: Resampling = "shortcut",
     ) -> None:
         """Build an untrained tokenizer.
 
@@ -207,6 +88,8 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             codebooks: of "ema", each for an equal part of the latent channels; see `ProductCodebook`.
             codebook_size, codebook_decay, commitment, codebook_init, restart_after: see `EMACodebook`.
             fsq_levels: levels per latent channel, see `FiniteScalarQuantizer`.
+            layout: "vqvdm", or "tats" for comparison, which has no patch and blocks of its own.
+            resampling: how "vqvdm" changes the resolution, see `vqvdm.autoencoder`.
 
         Raises:
             InputError: settings that contradict each other.
@@ -216,11 +99,18 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         strides = tuple(tuple(stride) for stride in strides)
         blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
         _check(in_channels, latent_channels, channels, patch, strides, blocks)
+        _check_layout(layout, resampling, channels, patch, strides)
         ft, fh, fw = (math.prod(axis) for axis in zip(patch, *strides, strict=True))
         self.factors: Stride = (ft, fh, fw)
-        self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels)
         self.running_norm = RunningNorm(latent_channels)
-        self.decoder = Decoder(latent_channels, channels, patch, strides, blocks, in_channels)
+        self.encoder: Encoder | TATSEncoder
+        self.decoder: Decoder | TATSDecoder
+        if layout == "tats":
+            self.encoder = TATSEncoder(in_channels, channels, strides, latent_channels)
+            self.decoder = TATSDecoder(latent_channels, channels, strides, in_channels)
+        else:
+            self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels, resampling)
+            self.decoder = Decoder(latent_channels, channels, patch, strides, blocks, in_channels, resampling)
         self.codebook: Quantizer | None = None
         if quantizer == "ema":
             if codebooks < 1 or latent_channels % codebooks:
@@ -395,7 +285,7 @@ def _per_channel(values: Tensor) -> Tensor:
 
 def _initialise(module: nn.Module) -> None:
     """Variance-preserving weights; residual branches work from the start."""
-    if isinstance(module, nn.Conv3d):
+    if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
@@ -424,13 +314,29 @@ def _check(
         raise InputError(f"blocks must be at least 0, not {min(blocks)}")
     if any(len(stride) != 3 or min(stride) < 1 for stride in strides):
         raise InputError(f"each stride must be three whole numbers (t, h, w) of at least 1, not {strides}")
+    if len(patch) != 3 or min(patch) < 1:
+        raise InputError(f"patch must be three whole numbers (t, h, w) of at least 1, not {patch}")
+
+
+def _check_layout(
+    layout: str, resampling: str, channels: tuple[int, ...], patch: Stride, strides: tuple[Stride, ...]
+) -> None:
+    if layout not in ("vqvdm", "tats"):
+        raise InputError(f'layout must be "vqvdm" or "tats", not {layout!r}')
+    if resampling not in DOWN:
+        raise InputError(f"resampling must be one of {', '.join(DOWN)}, not {resampling!r}")
+    if layout == "tats" and (patch != (1, 1, 1) or resampling != "shortcut"):
+        raise InputError(
+            'layout "tats" resamples in its own way, without a patch: leave resampling, set patch [1, 1, 1]'
+        )
+    fixed = layout == "tats" or resampling == "strided"  # their kernel of 4 is made for strides of 1, 2 and 4
     for fine, coarse, stride in zip(channels, channels[1:], strides, strict=False):
-        if (fine * math.prod(stride)) % coarse:
+        if fixed and max(stride) > 4:
+            raise InputError(f"strided convolutions have kernels of 4, too small for stride {stride}")
+        if not fixed and resampling == "shortcut" and (fine * math.prod(stride)) % coarse:
             raise InputError(
                 f"channels {coarse} must divide the {fine} x {math.prod(stride)} channels folded by stride {stride}"
             )
-    if len(patch) != 3 or min(patch) < 1:
-        raise InputError(f"patch must be three whole numbers (t, h, w) of at least 1, not {patch}")
 
 
 VideoTokenizer.__module__ = "vqvdm"  # what saved pipelines record: the door, so that files may move behind it
