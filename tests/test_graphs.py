@@ -51,6 +51,17 @@ def test_replays_give_what_plain_calls_give():
 
 
 @torch.no_grad()
+def test_replays_see_the_estimate_of_each_call():
+    denoiser, recorder = tiny_denoiser(self_condition=True), Recorder()
+    graphed = GraphedDenoiser(denoiser, recorder, on="cpu").of(denoiser)
+    for seed in (1, 2, 3):
+        given = arguments(denoiser, seed)
+        estimate = None if seed == 1 else torch.randn(given[0].shape, generator=torch.Generator().manual_seed(seed))
+        assert torch.equal(graphed(*given, estimate), denoiser(*given, estimate))
+    assert recorder.made == 2  # without one and with one
+
+
+@torch.no_grad()
 def test_moved_weights_are_recorded_anew():
     denoiser, recorder = tiny_denoiser(), Recorder()
     graphed = GraphedDenoiser(denoiser, recorder, on="cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,8 @@ from tiny_pipeline import LABELS, tiny_denoiser, tiny_pipeline, tiny_tokenizer
 from vqvdm import VideoDenoiser, VQVDMPipeline
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
-from vqvdm.pipeline import rescale_guidance
+from vqvdm.pipeline import OBJECTIVE
+from vqvdm.prediction import rescale_guidance
 
 torch.set_num_threads(1)
 
@@ -43,7 +45,7 @@ class GaussianDenoiser(VideoDenoiser):
 
     objective: Objective
 
-    def forward(self, noisy_latents, timestep, class_labels, fps, modulations=None):
+    def forward(self, noisy_latents, timestep, class_labels, fps, modulations=None, estimate=None):
         t = torch.as_tensor(timestep, dtype=torch.float32)
         if self.objective.prediction == "flow":
             alpha, sigma = 1 - t / 1000, t / 1000
@@ -87,6 +89,43 @@ def test_best_denoiser_of_gaussian_data_samples_that_data(objective, scheduler):
     made = latents_of(pipe, num_videos_per_prompt=8, num_inference_steps=100, generator=seeded(0))
     assert made.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert made.std().item() == pytest.approx(DEVIATION, rel=0.06)
+
+
+class Recalling(GaussianDenoiser):
+    """Notes what it is asked, told and answers."""
+
+    def forward(self, noisy_latents, timestep, class_labels, fps, modulations=None, estimate=None):
+        answer = super().forward(noisy_latents, timestep, class_labels, fps) + (0 if class_labels is None else 0.1)
+        answer[len(fps) // 2 :] -= 0.05  # so that the passes of guidance can be told apart
+        self.calls.append((noisy_latents, float(timestep), estimate, answer))
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("objective", "scheduler"),
+    [(Objective("flow"), "heun"), (Objective("flow"), "ddim"), (Objective("sample"), "ddim")],
+)
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7)])
+def test_a_denoiser_is_told_what_it_found_in_the_call_before(objective, scheduler, interval):
+    denoiser = Recalling(in_channels=3, channels=(8,), blocks=1, num_classes=2, self_condition=True)
+    denoiser.objective, denoiser.calls = objective, []
+    stated = {name: getattr(objective, name) for name in OBJECTIVE}
+    sizes = {"num_frames": 2, "height": 8, "width": 8}
+    pipe = VQVDMPipeline(None, denoiser, objective.make_scheduler(scheduler), **sizes, diffusion=stated)
+    pipe.set_progress_bar_config(disable=True)
+    latents_of(pipe, [0, 1], num_inference_steps=5, guidance_interval=interval, generator=seeded(0))
+    assert denoiser.calls[0][2] is None
+    sizes = set()
+    for (noisy, timestep, _, answer), (now, _, estimate, _) in pairwise(denoiser.calls):
+        alpha, sigma = objective.level_at(timestep)
+        found = objective.split(answer, noisy, alpha, sigma)[0]
+        assert estimate.shape == now.shape
+        if len(found) == len(estimate):
+            torch.testing.assert_close(estimate, found)
+        else:  # guidance begins or ends: the conditional pass's
+            torch.testing.assert_close(estimate, found[:2].repeat(len(estimate) // 2, 1, 1, 1, 1))
+        sizes.add((len(found), len(estimate)))
+    assert sizes == ({(4, 4)} if interval == (0.0, 1.0) else {(2, 2), (2, 4), (4, 4), (4, 2)})
 
 
 def one_euler_step(pipe: VQVDMPipeline, noise: torch.Tensor, labels: list[int], **kwargs) -> torch.Tensor:

@@ -31,9 +31,16 @@ def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "open_dataset", open_tiny)
 
 
-def pixel_stage(tmp_path: Path, model: dict | None = None, dropout: float = 0.5, **training) -> DenoiserStage:
+def pixel_stage(
+    tmp_path: Path, model: dict | None = None, dropout: float = 0.5, self_conditioning: float = 0.0, **training
+) -> DenoiserStage:
     recipe = replace(tiny_recipe(**training), tokenizer=None)
-    part = replace(recipe.denoiser, model={**DENOISER, **(model or {})}, class_dropout=dropout)
+    part = replace(
+        recipe.denoiser,
+        model={**DENOISER, **(model or {})},
+        class_dropout=dropout,
+        self_conditioning=self_conditioning,
+    )
     recipe = replace(recipe, denoiser=part, sampling=SamplingRecipe(steps=2, guidance_scale=2.0 if dropout else 1.0))
     return DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
 
@@ -71,7 +78,8 @@ def test_the_network_meets_what_the_objective_states(tmp_path: Path, monkeypatch
     batch = batch_of(range(4))
     seen = {}
 
-    def answer(noisy, timestep, labels, fps):
+    def answer(noisy, timestep, labels, fps, estimate):
+        assert estimate is None
         seen.update(noisy=noisy, timestep=timestep, labels=labels, fps=fps)
         return torch.zeros_like(noisy)
 
@@ -82,6 +90,46 @@ def test_the_network_meets_what_the_objective_states(tmp_path: Path, monkeypatch
     torch.testing.assert_close(seen["noisy"], (1 - sigma) * clips + sigma * noise, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(loss, (noise - clips).square().mean())
     assert torch.equal(seen["fps"], stage.dropped(batch)[1])
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v_prediction", "sample"])
+def test_a_share_of_the_clips_is_shown_the_networks_own_estimate(
+    tmp_path: Path, prediction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer is (here) the perfect one, so the estimate is the clip itself, where there is one."""
+    stage = pixel_stage(tmp_path, self_conditioning=0.5)
+    assert stage.denoiser.config["self_condition"]
+    stage.objective = replace(stage.objective, prediction=prediction)
+    batch = batch_of(range(64))
+    clips, noise = batch["clip"], batch.noise_like(batch["clip"])
+    alpha, sigma, _ = stage.objective.levels(batch.strata("time"))
+    a, s = (level.view(-1, 1, 1, 1, 1) for level in (alpha, sigma))
+    perfect = {"flow": noise - clips, "v_prediction": a * noise - s * clips, "sample": clips}[prediction]
+    shown = batch.uniform("estimate") < 0.5
+    first, second = [], []
+
+    def guess(noisy, timestep, labels, fps):
+        first.append(noisy)
+        return perfect[shown]
+
+    def answer(noisy, timestep, labels, fps, estimate):
+        second.append(estimate)
+        return torch.zeros_like(noisy)
+
+    monkeypatch.setattr(stage.denoiser, "forward", guess)
+    monkeypatch.setattr(stage, "forward", answer)
+    stage.denoising_loss(batch)
+    assert 16 < len(first[0]) < 48
+    torch.testing.assert_close(second[0][shown], clips[shown], atol=1e-4, rtol=1e-4)
+    assert not second[0][~shown].any()
+
+
+def test_a_network_that_knows_its_estimate_trains(tmp_path: Path) -> None:
+    stage = pixel_stage(tmp_path, self_conditioning=1.0)
+    torch.nn.init.normal_(stage.denoiser.head.weight, std=0.1)
+    stage.update(0, [batch_of(range(4))])
+    gradient = stage.denoiser.stem.weight.grad
+    assert gradient[:, 3:].abs().max() > 0  # the estimate's channels
 
 
 @pytest.mark.parametrize("prediction", ["flow", "v_prediction", "sample"])

@@ -18,10 +18,12 @@ def tiny_tokenizer(seed: int = 0) -> VideoTokenizer:
     ).eval()
 
 
-def tiny_denoiser(in_channels: int = 4, num_classes: int = 3) -> VideoDenoiser:
+def tiny_denoiser(in_channels: int = 4, num_classes: int = 3, self_condition: bool = False) -> VideoDenoiser:
     """Two levels; its output, zero in an untrained network, is made to depend on everything that enters."""
     torch.manual_seed(1)
-    denoiser = VideoDenoiser(in_channels=in_channels, channels=(8, 16), blocks=1, num_classes=num_classes, head_dim=8)
+    denoiser = VideoDenoiser(
+        in_channels, (8, 16), blocks=1, num_classes=num_classes, head_dim=8, self_condition=self_condition
+    )
     for parameter in denoiser.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.15)

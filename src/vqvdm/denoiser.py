@@ -173,6 +173,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         kernel: tuple[int, int, int] = (3, 3, 3),
         patch: tuple[int, int, int] = (1, 1, 1),
         spatial_attention: tuple[bool, ...] | None = None,
+        self_condition: bool = False,
     ) -> None:
         """Build an untrained denoiser; its output starts at zero.
 
@@ -186,6 +187,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             patch: extent (t, h, w) folded into channels before the first convolution (Hoogeboom et al. 2023,
                 section 3.3): (1, 2, 2) makes everything four times cheaper, and details coarser.
             spatial_attention: for each level, whether frames attend within themselves; None means all.
+            self_condition: whether it takes an estimate of the clean latents beside the noisy ones (Chen et al. 2023).
 
         Raises:
             InputError: settings that contradict each other.
@@ -211,7 +213,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.patch: Stride = patch
         halvings = 2 ** (len(channels) - 1)
         self.factors: Stride = (patch[0], patch[1] * halvings, patch[2] * halvings)
-        self.stem = Conv3d(in_channels * math.prod(patch), width, 3, padding=1)
+        self.stem = Conv3d((1 + self_condition) * in_channels * math.prod(patch), width, 3, padding=1)
         self.down, self.downsample, skips = _downward(levels, block)
         self.middle = nn.ModuleList([block(channels[-1], Level(channels[-1], True, 1)) for _ in range(2)])
         self.up, self.upsample = _upward(levels, skips, block)
@@ -229,6 +231,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         class_labels: Tensor | None,
         fps: Tensor,
         modulations: Sequence[Tensor] | None = None,
+        estimate: Tensor | None = None,
     ) -> Tensor:
         """Denoise.
 
@@ -238,6 +241,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             class_labels: int64 (b,), 0..num_classes; num_classes, or None for all, means no class.
             fps: float (b,) frames per second of the clip; 0 where it is unknown.
             modulations: what `modulations` made of the last three, so that it need not be made again.
+            estimate: with `self_condition` the clean latents (b, c, t, h, w) as far as they are known; None is zeros.
 
         Returns:
             (b, c, t, h, w) in the dtype of the latents.
@@ -249,6 +253,9 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             conditions: Iterator[Tensor] = repeat(self.embed_condition(timestep, class_labels, fps))
         else:
             conditions = iter(modulations)
+        if self.config["self_condition"]:
+            estimate = torch.zeros_like(noisy_latents) if estimate is None else estimate
+            noisy_latents = torch.cat([noisy_latents, estimate], dim=1)
         x = self.stem(fold(noisy_latents, self.patch))
         turns = {width: turns_of(x.shape[2], width, x.device) for width in self._head_widths}
 

@@ -111,6 +111,13 @@ class Objective:
         """alpha-bar of the discrete schedule, (1000,), exactly as the schedulers have it."""
         return DDPMScheduler(**self._discrete()).alphas_cumprod
 
+    def level_at(self, timestep: float) -> tuple[float, float]:
+        """Signal and noise factors at a time of the network's clock, also between those of training."""
+        if self.prediction == "flow":
+            return 1 - timestep / TIMESTEPS, timestep / TIMESTEPS
+        angle = float(np.interp(timestep, np.arange(TIMESTEPS), self._angles))
+        return math.cos(angle), math.sin(angle)
+
     def level_like(self, alpha: float, sigma: float) -> tuple[float, float, float]:
         """Signal and noise factors and the network's timestep of the level whose ratio is sigma / alpha.
 
@@ -119,13 +126,18 @@ class Objective:
         if self.prediction == "flow":
             level = sigma / (alpha + sigma)
             return 1 - level, level, TIMESTEPS * level
-        bars = self.alphas_cumprod.double()
-        angles = torch.atan2((1 - bars).sqrt(), bars.sqrt()).numpy()  # of (sigma, alpha), rising
-        timestep = float(np.interp(math.atan2(sigma, alpha), angles, np.arange(TIMESTEPS)))
-        angle = float(np.interp(timestep, np.arange(TIMESTEPS), angles))
-        return math.cos(angle), math.sin(angle), timestep
+        timestep = float(np.interp(math.atan2(sigma, alpha), self._angles, np.arange(TIMESTEPS)))
+        return *self.level_at(timestep), timestep
 
-    def split(self, prediction: Tensor, noisy: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _angles(self) -> np.ndarray:
+        """Of (sigma, alpha) at each level, rising."""
+        bars = self.alphas_cumprod.double()
+        return torch.atan2((1 - bars).sqrt(), bars.sqrt()).numpy()
+
+    def split(
+        self, prediction: Tensor, noisy: Tensor, alpha: float | Tensor, sigma: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """x0 and noise, of which `noisy` is alpha x0 + sigma noise, from the network's prediction; the shape of all."""
         if self.prediction == "epsilon":
             return (noisy - sigma * prediction) / alpha, prediction

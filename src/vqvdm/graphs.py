@@ -70,17 +70,18 @@ class GraphedDenoiser:
         class_labels: Tensor | None,
         fps: Tensor,
         modulations: Sequence[Tensor] | None,
+        estimate: Tensor | None = None,
     ) -> Tensor:
         """As `VideoDenoiser.forward`."""
         # Modes that watch operations, such as counters of FLOPs, would not see those of a replay.
         watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
         if not self._usable or self._failed or modulations is None or watched:
-            return self._denoiser(noisy, timestep, class_labels, fps, modulations)
-        key = (noisy.shape, noisy.dtype, torch.is_inference_mode_enabled())
-        given = [noisy, *modulations]
+            return self._denoiser(noisy, timestep, class_labels, fps, modulations, estimate)
+        key = (noisy.shape, noisy.dtype, estimate is None, torch.is_inference_mode_enabled())
+        given = [noisy, *([] if estimate is None else [estimate]), *modulations]
         if key not in self._recordings:
-            plain = self._denoiser(noisy, timestep, class_labels, fps, modulations)
-            recording = self._made(given, timestep, class_labels, fps, plain)
+            plain = self._denoiser(noisy, timestep, class_labels, fps, modulations, estimate)
+            recording = self._made(given, estimate is not None, timestep, class_labels, fps, plain)
             if recording is None:
                 self._failed = True
                 return plain
@@ -93,12 +94,23 @@ class GraphedDenoiser:
         return result.clone()  # the next replay writes over it
 
     def _made(
-        self, given: Sequence[Tensor], timestep: Tensor, class_labels: Tensor | None, fps: Tensor, plain: Tensor
+        self,
+        given: Sequence[Tensor],
+        estimated: bool,
+        timestep: Tensor,
+        class_labels: Tensor | None,
+        fps: Tensor,
+        plain: Tensor,
     ) -> _Recording | None:
         """A recording that gives what the plain call gives; None if there is none."""
         inputs = [tensor.clone() for tensor in given]
+        noisy, estimate, modulations = inputs[0], inputs[1] if estimated else None, inputs[1 + estimated :]
+
+        def call() -> Tensor:
+            return self._denoiser(noisy, timestep, class_labels, fps, modulations, estimate)
+
         try:
-            replay, result = self._record(lambda: self._denoiser(inputs[0], timestep, class_labels, fps, inputs[1:]))
+            replay, result = self._record(call)
             result.fill_(math.nan)  # so that a replay that does nothing is noticed
             replay()
         except (RuntimeError, AssertionError) as error:

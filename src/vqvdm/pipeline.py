@@ -37,12 +37,13 @@ from vqvdm.arguments import (
     number,
     one_generator_each,
 )
-from vqvdm.denoiser import StepModulations, VideoDenoiser
-from vqvdm.diffusion import Objective, guided
+from vqvdm.denoiser import VideoDenoiser
+from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 from vqvdm.graphs import GraphedDenoiser
 from vqvdm.identity import fingerprint
 from vqvdm.model_card import model_card
+from vqvdm.prediction import Predictor
 from vqvdm.processor import packed_weights
 from vqvdm.schedulers import Predict, adapted, fit, stated_objective
 from vqvdm.tokenizer import VideoTokenizer
@@ -369,22 +370,13 @@ class VQVDMPipeline(DiffusionPipeline):
 
     def _predictor(self, labels: Tensor | None, fps: Tensor, interval: tuple[float, float], rescale: float) -> Predict:
         """(scaled latents (b, c, t, h, w), timestep, step) -> what the scheduler expects, guided in the interval."""
-        latest: dict[str, Tensor] = {}
-        planned = StepModulations(self.denoiser, self.scheduler.timesteps)
-        run = self._graphed.of(self.denoiser)
+        run, timesteps = self._graphed.of(self.denoiser), self.scheduler.timesteps
+        predictor = Predictor(run, self.denoiser, self.objective, timesteps, labels, fps, interval, rescale)
 
-        def denoise(noisy: Tensor, timestep: Tensor, class_labels: Tensor | None, rates: Tensor) -> Tensor:
-            made = planned.at(timestep, class_labels, rates)
-            prediction = run(noisy.to(self.denoiser.dtype), timestep, class_labels, rates, made).float()
-            latest["conditional"] = prediction[: len(fps)]  # the first half of a guided batch
-            return prediction
+        def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
+            return predictor(noisy, timestep, max(self.guidance_scale, 1.0))  # of this step: callbacks may change it
 
-        def denoise_guided(noisy: Tensor, timestep: Tensor) -> Tensor:
-            scale = max(self.guidance_scale, 1.0)  # of this step: callbacks may change it
-            prediction = guided(denoise, self.num_classes, scale, interval)(noisy, timestep, labels, fps)
-            return rescale_guidance(prediction, latest["conditional"], rescale) if rescale > 0 else prediction
-
-        return adapted(denoise_guided, self.objective, self.scheduler)
+        return adapted(denoise, self.objective, self.scheduler)
 
     def _denoise(
         self,
@@ -482,16 +474,6 @@ class VQVDMPipeline(DiffusionPipeline):
         taken = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         wanted = {name: kwargs[name] for name in taken if kwargs.get(name) is not None}
         return snapshot_download(os.fspath(pretrained_model_name), allow_patterns=list(HUB_FILES), **wanted)
-
-
-def rescale_guidance(prediction: Tensor, conditional: Tensor, share: float) -> Tensor:
-    """Give a guided prediction (b, c, t, h, w) back the deviation of the conditional one (Lin et al. 2024, eq. 15-16).
-
-    `share` is 0 (unchanged) to 1 (rescaled altogether).
-    """
-    deviations = [x.flatten(1).std(1).clamp(min=1e-8).view(-1, 1, 1, 1, 1) for x in (conditional, prediction)]
-    rescaled = prediction * (deviations[0] / deviations[1])
-    return share * rescaled + (1 - share) * prediction
 
 
 def _network_line(network: VideoTokenizer | VideoDenoiser) -> str:

@@ -138,6 +138,7 @@ class DenoiserRecipe:
     model: dict[str, Any] = field(default_factory=dict)  # arguments of VideoDenoiser
     diffusion: DiffusionRecipe = field(default_factory=DiffusionRecipe)
     class_dropout: float = 0.5  # probability of training without the class
+    self_conditioning: float = 0.0  # probability of showing the network its own first estimate; 0 builds it without
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
 
 
@@ -298,6 +299,7 @@ _RANGES: Mapping[str, _Range] = {
     "min_snr_gamma": _Range(0, positive=True),
     "shift": _Range(0, positive=True),
     "class_dropout": _SHARE,
+    "self_conditioning": _SHARE,
     "guidance_scale": _NOT_NEGATIVE,
     "guidance_interval": _SHARE,
 }

@@ -202,7 +202,11 @@ class DenoiserStage:
         self.fps = float(np.median([float(dataset[index]["fps"]) for index in range(min(len(dataset), 64))]))
         self.objective = Objective(**asdict(recipe.denoiser.diffusion))
 
-        arguments = {"num_classes": len(self.classes), **recipe.denoiser.model}
+        arguments = {
+            "num_classes": len(self.classes),
+            "self_condition": recipe.denoiser.self_conditioning > 0,
+            **recipe.denoiser.model,
+        }
         channels, *extent = dataset[0][self.field].shape
         if arguments.setdefault("in_channels", channels) != channels:
             raise InputError(
@@ -266,7 +270,29 @@ class DenoiserStage:
         """The objective's loss on one micro-batch, a scalar."""
         latents, (labels, fps) = batch[self.field], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
         noise, uniform = batch.noise_like(latents), batch.strata("time").to(latents.device)
-        return self.objective.loss(lambda x, t: self.forward(x, t, labels, fps), latents, noise, uniform).mean()
+
+        def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
+            estimate = self.first_estimate(batch, noisy, timestep, labels, fps, uniform)
+            return self.forward(noisy, timestep, labels, fps, estimate=estimate)
+
+        return self.objective.loss(denoise, latents, noise, uniform).mean()
+
+    @torch.no_grad()
+    def first_estimate(
+        self, batch: Batch, noisy: Tensor, timestep: Tensor, labels: Tensor | None, fps: Tensor, uniform: Tensor
+    ) -> Tensor | None:
+        """What the network takes for clean latents (b, c, t, h, w), for a share of the clips; zeros for the others."""
+        share = self.recipe.denoiser.self_conditioning
+        if share == 0:
+            return None
+        shown = batch.uniform("estimate").to(noisy.device) < share
+        estimate = torch.zeros_like(noisy)
+        if shown.any():
+            few = None if labels is None else labels[shown]
+            prediction = self.denoiser(noisy[shown], timestep[shown], few, fps[shown])
+            alpha, sigma = (level[shown].view(-1, 1, 1, 1, 1) for level in self.objective.levels(uniform)[:2])
+            estimate[shown] = self.objective.split(prediction, noisy[shown], alpha, sigma)[0].to(noisy.dtype)
+        return estimate
 
     def dropped(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
         """Class labels (b,), None without classes, and frame rates (b,), as the denoiser is shown them.
