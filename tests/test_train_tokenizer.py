@@ -163,6 +163,15 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(tmp_path: Path, monkeypatch: 
     assert figures["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_perceptual_term_enters_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load_lpips", lambda: LPIPS([Stage(0, (Convolution(4),))]))
+    recipe = tiny_recipe(AdversarialRecipe())
+    terms = replace(recipe.tokenizer.loss, perceptual=1.0, perceptual_after=1)
+    recipe = replace(recipe, tokenizer=replace(recipe.tokenizer, loss=terms))
+    stage = TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), TinyClips())
+    assert ["perceptual" in stage.update(step, [batch_of(step)]) for step in (0, 1)] == [False, True]
+
+
 def test_a_collapsing_codebook_is_noticed(tmp_path: Path) -> None:
     stage = make_stage(tmp_path)  # 16 codes; a batch has 2 * 2 * 4 * 4 positions
     assert stage.notice({"usage": 0.5}) is None

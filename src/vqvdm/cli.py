@@ -42,6 +42,7 @@ data.command("vqvdm.verbs.data:check", name="check", help="Counts, classes, leng
 app.command(train)
 train.command("vqvdm.train.tokenizer:main", name="tokenizer", help="Stage 1, the 3D VQGAN.", sort_key=0)
 train.command("vqvdm.train.denoiser:main", name="denoiser", help="Stage 2, latent video diffusion.", sort_key=1)
+app.command("vqvdm.train.distill:main", name="distill", help="A student of few steps.", sort_key=3)
 app.command("vqvdm.verbs.encode:main", name="encode", help="Write the latent cache for stage 2.", sort_key=3)
 app.command("vqvdm.verbs.sample:main", name="sample", help="Generate videos.", sort_key=4)
 app.command("vqvdm.verbs.reconstruct:main", name="reconstruct", help="Pass videos through the tokenizer.", sort_key=5)

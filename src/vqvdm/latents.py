@@ -4,6 +4,8 @@ A cache is a folder of safetensors shards and an `index.json` that says which to
 video contributes `windows` clips and, if asked, the mirror image of each; the position of an entry follows from the
 video, the window and the flip, so that nothing but numbers is stored.
 
+A cache may also hold what a model made of noise, for distillation: then each entry names the seed of its noise.
+
 Latents are kept as float16 unless asked otherwise. They are normalised (deviation 1), so rounding moves them by about
 2e-4, far below the smallest noise the denoiser is trained with, and the files and the page cache shrink by half.
 """
@@ -15,7 +17,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -141,15 +143,82 @@ def write_latents(
         "shard_size": shard_size,
         "shards": plan.shards,
     }
+
+    def encoded(batches: list[list[tuple[int, int]]]) -> Iterator[dict[str, Tensor]]:
+        return _encoded(tokenizer, dataset, plan, batches, workers, device)
+
+    _write(folder, index, plan, batch_size, encoded, "encoding", progress)
+    return folder
+
+
+def write_pairs(
+    make: Callable[[list[int]], dict[str, Tensor]],
+    number: int,
+    folder: str | os.PathLike[str],
+    facts: Mapping[str, Any],
+    *,
+    batch_size: int,
+    shard_size: int = 1024,
+    progress: bool = True,
+) -> Path:
+    """Write a cache of what a model makes of noise, and return its folder; goes on where it was interrupted.
+
+    Args:
+        make: for the numbers of some entries gives `latents` (b, c, t, h, w), `class_label`, `fps` and `seed`, (b,)
+            each; `noise_of(seed, (c, t, h, w))` is what the latents were made of.
+        number: of entries.
+        folder: where the cache goes; made if absent.
+        facts: `tokenizer` (its fingerprint), `classes`, `latent_shape`, `data`, and `digest`, which names the maker.
+        batch_size: entries made at a time.
+        shard_size: entries per file.
+        progress: show a progress bar with the remaining time.
+
+    Raises:
+        InputError: the disk has no room, or a file of the cache is damaged.
+    """
+    folder, plan = Path(folder), _Plan(number, 1, False, shard_size)
+    _check_plan(plan, batch_size, "float16")
+    index = {
+        "format": 1,
+        **json.loads(json.dumps(dict(facts))),
+        "dtype": "float16",
+        "videos": number,
+        "windows": 1,
+        "flips": False,
+        "shard_size": shard_size,
+        "shards": plan.shards,
+    }
+
+    def made(batches: list[list[tuple[int, int]]]) -> Iterator[dict[str, Tensor]]:
+        return (make([entry for entry, _ in batch]) for batch in batches)
+
+    _write(folder, index, plan, batch_size, made, "pairs", progress)
+    return folder
+
+
+def noise_of(seed: int, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise (c, t, h, w), as a pipeline draws it from a generator with that seed."""
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+
+
+def _write(
+    folder: Path,
+    index: Mapping[str, Any],
+    plan: _Plan,
+    batch_size: int,
+    make: Callable[[list[list[tuple[int, int]]]], Iterator[dict[str, Tensor]]],
+    what: str,
+    progress: bool,
+) -> None:
+    """Write the shards that are not there yet; no batch reaches from one into the next."""
     todo = _prepare(folder, index, plan)
     if todo:
         _check_room(folder, index, plan, todo)
-        batches = _encoded(tokenizer, dataset, plan, todo, batch_size, workers, device)
-        entries = sum(len(plan.shard_pairs(shard)) for shard in todo)
-        with tqdm(total=entries, desc="encoding", unit="clip", disable=not progress) as bar:
-            _write_shards(folder, plan, todo, batches, _DTYPES[dtype], bar)
+        shards = [plan.shard_pairs(shard) for shard in todo]
+        batches = [pairs[i : i + batch_size] for pairs in shards for i in range(0, len(pairs), batch_size)]
+        with tqdm(total=sum(map(len, shards)), desc=what, unit="clip", disable=not progress) as bar:
+            _write_shards(folder, plan, todo, make(batches), _DTYPES[index["dtype"]], bar)
     write_bytes(folder / INDEX, json.dumps({**index, "complete": True}, indent=2).encode())
-    return folder
 
 
 def _check_plan(plan: _Plan, batch_size: int, dtype: str) -> None:
@@ -202,16 +271,11 @@ def _encoded(
     tokenizer: Any,
     dataset: Dataset,
     plan: _Plan,
-    todo: Sequence[int],
-    batch_size: int,
+    batches: list[list[tuple[int, int]]],
     workers: int,
     device: torch.device,
 ) -> Iterator[dict[str, Tensor]]:
-    """Encoded batches of the shards to do, in order; no batch reaches from one shard into the next."""
-    batches = []
-    for shard in todo:
-        pairs = plan.shard_pairs(shard)
-        batches += [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
+    """Encoded batches, in order."""
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=leave_signals_to_parent)
     with ctrl_c_waits():
         loaded = iter(loader)
@@ -264,7 +328,8 @@ class LatentCache(Dataset):
     """A latent cache as a data set.
 
     `cache[index]` or `cache[(index, draw)]` is a dict of `latents` float32 (c, t, h, w), `class_label` int64 and `fps`
-    float32. `draw` picks one of the stored windows and flips of video `index`, counting round; without it the first.
+    float32; of what a model made also `noise`, like the latents. `draw` picks one of the stored windows and flips of
+    video `index`, counting round; without it the first.
     The shards are mapped into memory, each opened once per process; a cache can be sent to loader workers.
 
     Attributes:
@@ -295,22 +360,31 @@ class LatentCache(Dataset):
         self._plan = _Plan(found["videos"], found["windows"], found["flips"], found["shard_size"])
         self.variants: int = self._plan.windows * self._plan.copies
         self._open: dict[tuple[int, int], Any] = {}
-        self.class_labels, self.fps = self._read_labels()
+        self._entries = self._read_entries()  # all but the latents, (n,) each
 
-    def _read_labels(self) -> tuple[Tensor, Tensor]:
-        """Class label and frame rate of every entry: int64 (n,), float32 (n,)."""
-        labels, rates = [], []
+    @property
+    def class_labels(self) -> Tensor:
+        """Of every entry: int64 (n,)."""
+        return self._entries["class_label"]
+
+    @property
+    def fps(self) -> Tensor:
+        """Frame rate of every entry: float32 (n,)."""
+        return self._entries["fps"]
+
+    def _read_entries(self) -> dict[str, Tensor]:
+        shards: list[dict[str, Tensor]] = []
         for shard in range(self._plan.shards):
             path = self.folder / shard_name(shard)
             if not path.exists():
                 raise InputError(f"the latent cache {self.folder} lacks {path.name}; run `vqvdm encode` again")
             try:
                 with safe_open(path, "pt") as file:
-                    labels.append(file.get_tensor("class_label"))
-                    rates.append(file.get_tensor("fps"))
+                    names = [name for name in file.keys() if name != "latents"]  # noqa: SIM118  no mapping
+                    shards.append({name: file.get_tensor(name) for name in names})
             except SafetensorError as error:
                 raise InputError(f"{path} is damaged ({error}); delete it and run `vqvdm encode` again") from error
-        return torch.cat(labels), torch.cat(rates)
+        return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
     def __len__(self) -> int:
         return self._plan.videos
@@ -321,11 +395,14 @@ class LatentCache(Dataset):
             raise IndexError(f"video {video} of {len(self)}")
         entry = video * self.variants + draw % self.variants
         shard, row = divmod(entry, self._plan.pairs_per_shard * self._plan.copies)
-        return {
+        item = {
             "latents": self._shard(shard).get_slice("latents")[row].float(),  # (c, t, h, w)
             "class_label": self.class_labels[entry],
             "fps": self.fps[entry],
         }
+        if "seed" in self._entries:
+            item["noise"] = noise_of(int(self._entries["seed"][entry]), self.latent_shape)
+        return item
 
     def _shard(self, shard: int) -> Any:
         # The process is part of the key, so that a forked worker opens its own.

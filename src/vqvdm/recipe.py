@@ -97,6 +97,7 @@ class TokenizerLossRecipe:
     quantizer: float = 1.0  # of the quantiser's own loss (commitment)
     quantize_after: int = 0  # updates on continuous latents before the quantiser enters
     perceptual: float = 0.0  # LPIPS
+    perceptual_after: int = 0  # updates without it, which are several times cheaper
     adversarial: AdversarialRecipe = field(default_factory=AdversarialRecipe)
 
 
@@ -139,6 +140,20 @@ class DenoiserRecipe:
     diffusion: DiffusionRecipe = field(default_factory=DiffusionRecipe)
     class_dropout: float = 0.5  # probability of training without the class
     self_conditioning: float = 0.0  # probability of showing the network its own first estimate; 0 builds it without
+    start_from: str | None = None  # a pipeline, run or hub id whose denoiser's weights this one starts with
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+
+
+@dataclass(frozen=True)
+class DistillationRecipe:
+    """The student that `vqvdm distill` trains: what its teacher shows it, and how it samples."""
+
+    pairs: int = 16_384  # noise, and what the teacher makes of it
+    teacher_steps: int = 20
+    teacher_guidance: float | None = None  # null: the pipeline's own
+    times: Literal["uniform", "logit_normal"] = "uniform"
+    scheduler: Scheduler = "euler"
+    steps: int = 4
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
 
 
@@ -162,6 +177,7 @@ class Recipe:
     tokenizer: TokenizerRecipe | None = field(default_factory=TokenizerRecipe)
     latents: LatentsRecipe = field(default_factory=LatentsRecipe)
     denoiser: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+    distillation: DistillationRecipe = field(default_factory=DistillationRecipe)
     sampling: SamplingRecipe = field(default_factory=SamplingRecipe)
 
     @classmethod
@@ -287,6 +303,7 @@ _RANGES: Mapping[str, _Range] = {
     "l2": _NOT_NEGATIVE,
     "quantizer": _NOT_NEGATIVE,
     "perceptual": _NOT_NEGATIVE,
+    "perceptual_after": _NOT_NEGATIVE,
     "weight": _NOT_NEGATIVE,
     "channels": _COUNT,
     "layers": _COUNT,
@@ -301,6 +318,9 @@ _RANGES: Mapping[str, _Range] = {
     "class_dropout": _SHARE,
     "self_conditioning": _SHARE,
     "guidance_scale": _NOT_NEGATIVE,
+    "pairs": _COUNT,
+    "teacher_steps": _COUNT,
+    "teacher_guidance": _NOT_NEGATIVE,
     "guidance_interval": _SHARE,
 }
 

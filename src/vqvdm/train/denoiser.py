@@ -23,7 +23,7 @@ from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 from vqvdm.latents import LatentCache
-from vqvdm.loading import load_tokenizer
+from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import Recipe, run_folder
 from vqvdm.tokenizer import VideoTokenizer
@@ -185,6 +185,28 @@ def _check_guidance(recipe: Recipe) -> None:
         )
 
 
+def start_from(denoiser: VideoDenoiser, other: VideoDenoiser) -> None:
+    """Give a network the weights of another one; classes begin anew if there are more or fewer of them.
+
+    Raises:
+        InputError: other parts differ in their shapes.
+    """
+    weights, own = other.state_dict(), denoiser.state_dict()
+    if other.config["num_classes"] != denoiser.config["num_classes"]:
+        weights = {name: value for name, value in weights.items() if not name.startswith("class_embed.")}
+        weights |= {name: value for name, value in own.items() if name.startswith("class_embed.")}
+    differing = [
+        name for name in {**own, **weights}
+        if name not in own or name not in weights or own[name].shape != weights[name].shape
+    ]  # fmt: skip
+    if differing:
+        raise InputError(
+            f"denoiser.start_from names a network of another architecture (weights differ in shape: {differing[0]} and "
+            f"{len(differing) - 1} more); take its denoiser.model"
+        )
+    denoiser.load_state_dict(weights)
+
+
 class DenoiserStage:
     """Network, optimiser and the update of stage 2."""
 
@@ -214,7 +236,10 @@ class DenoiserStage:
                 "channels; leave it out"
             )
         torch.manual_seed(seed_of(self.training.seed, "denoiser"))
-        self.denoiser = channels_last(VideoDenoiser(**arguments), accelerator.device).to(accelerator.device)
+        denoiser = VideoDenoiser(**arguments)
+        if recipe.denoiser.start_from is not None:
+            start_from(denoiser, load_pipeline(recipe.denoiser.start_from, "cpu").denoiser)
+        self.denoiser = channels_last(denoiser, accelerator.device).to(accelerator.device)
         if any(n % factor for n, factor in zip(extent, self.denoiser.factors, strict=True)):
             raise InputError(
                 f"denoiser.model.channels and denoiser.model.patch ask for (t, h, w) divisible by "
@@ -269,7 +294,8 @@ class DenoiserStage:
     def denoising_loss(self, batch: Batch) -> Tensor:
         """The objective's loss on one micro-batch, a scalar."""
         latents, (labels, fps) = batch[self.field], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
-        noise, uniform = batch.noise_like(latents), batch.strata("time").to(latents.device)
+        noise = batch["noise"] if "noise" in batch.data else batch.noise_like(latents)  # a student learns from pairs
+        uniform = batch.strata("time").to(latents.device)
 
         def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
             estimate = self.first_estimate(batch, noisy, timestep, labels, fps, uniform)

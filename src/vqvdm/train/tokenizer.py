@@ -222,7 +222,7 @@ class TokenizerStage:
         l1, l2 = F.l1_loss(reconstruction, clip), F.mse_loss(reconstruction, clip)
         loss = self.loss.l1 * l1 + self.loss.l2 * l2
         figures = {"l1": l1.detach(), "psnr": psnr(l2.detach())}
-        if self.lpips is not None:
+        if self.lpips is not None and step >= self.loss.perceptual_after:
             perceptual = self.lpips(reconstruction, clip, frames[:, None]).mean()
             loss = loss + self.loss.perceptual * perceptual
             figures["perceptual"] = perceptual.detach()

@@ -1,0 +1,138 @@
+"""A student of few steps (`vqvdm distill`): rectified flow trained on what its teacher makes of noise.
+
+The teacher turns noise into latents, guided, in many steps. A copy of it then learns to go straight from each noise to
+its very latents ("reflow": Liu et al. 2022, section 2.2): paths that no longer cross can be walked in few steps, and
+guidance is learnt along, so a step is one pass.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vqvdm.errors import InputError
+from vqvdm.generation import usual_batch
+from vqvdm.latents import LatentCache, noise_of, write_pairs
+from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
+from vqvdm.lock import sole_writer
+from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.recipe import Recipe
+from vqvdm.train.checkpoint import whole_folder
+from vqvdm.train.denoiser import train_denoiser
+from vqvdm.train.order import seed_of
+
+
+def main(
+    run: Path,
+    *overrides: str,
+    student: Path | None = None,
+    device: str = "auto",
+) -> None:
+    """Distil a run's pipeline into one that needs few steps and one pass each; the same command again resumes.
+
+    Args:
+        run: a run folder with a trained pipeline that predicts a flow, and its latents.
+        overrides: changes of the run's recipe as key=value, such as distillation.steps=2.
+        student: the folder of the new run; by default the run's name with -student.
+        device: on which the teacher samples: cpu, cuda, mps or auto.
+    """
+    recipe = Recipe.load(run, overrides, check_models=True)
+    folder = distil(recipe, run, student or run.with_name(f"{run.name}-student"), device)
+    print(f"pipeline in {folder}")
+
+
+def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Path:
+    """Write the pairs and train the student; returns `student`/pipeline.
+
+    Args:
+        recipe: the teacher's; its distillation part is used.
+        run: holds pipeline/ and latents/.
+        student: a run folder of its own.
+        device: on which the teacher samples.
+
+    Raises:
+        InputError: the run lacks something, its model predicts no flow, or `student` is the run itself.
+    """
+    recipe.check()
+    if student.resolve() == run.resolve():
+        raise InputError(f"--student {student} is the teacher's own folder; name another")
+    if recipe.tokenizer is None or find_pipeline(run) is None:
+        raise InputError(f"{run} has no pipeline with a tokenizer to distil")
+    teacher = load_pipeline(run, device, pick_dtype("auto", pick_device(device)))
+    if teacher.objective.prediction != "flow":
+        raise InputError(
+            f"{run} predicts {teacher.objective.prediction}; paths can be straightened only of denoiser.diffusion."
+            "prediction=flow"
+        )
+    student.mkdir(parents=True, exist_ok=True)
+    with sole_writer(student):
+        with whole_folder(student / "tokenizer") as folder:
+            shutil.copytree(run / "tokenizer", folder, dirs_exist_ok=True)
+        _write_pairs(recipe, teacher, LatentCache(run / "latents"), student / "latents")
+    return train_denoiser(student_recipe(recipe, run), student, "student")
+
+
+def student_recipe(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe by which the student of the teacher in `run` is trained and samples."""
+    part = recipe.distillation
+    denoiser = replace(
+        recipe.denoiser,
+        start_from=str(run / "pipeline"),
+        class_dropout=0.0,  # guidance is in what it learns
+        self_conditioning=0.0,
+        diffusion=replace(recipe.denoiser.diffusion, times=part.times),
+        training=part.training,
+    )
+    sampling = replace(recipe.sampling, scheduler=part.scheduler, steps=part.steps, guidance_scale=1.0)
+    return replace(recipe, name=f"{recipe.name}-student", denoiser=denoiser, sampling=sampling)
+
+
+def _write_pairs(recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, folder: Path) -> None:
+    part, classes = recipe.distillation, teacher.num_classes
+    facts: dict[str, Any] = {
+        **{name: latents.index[name] for name in ("tokenizer", "classes", "latent_shape", "data", "clip_shape")},
+        "digest": f"{teacher.fingerprint()} {part.teacher_steps} {part.teacher_guidance}",
+    }
+    with torch.inference_mode():
+        write_pairs(
+            _maker(teacher, latents, classes, part.teacher_steps, part.teacher_guidance),
+            part.pairs,
+            folder,
+            facts,
+            batch_size=max(usual_batch(teacher.device), 32),
+        )
+
+
+def _maker(
+    teacher: VQVDMPipeline, latents: LatentCache, classes: int, steps: int, guidance: float | None
+) -> Callable[[list[int]], dict[str, Tensor]]:
+    """Makes latents of noise for some entries, with the classes and frame rates of the training clips in turn."""
+    teacher.set_progress_bar_config(disable=True)
+
+    def make(entries: list[int]) -> dict[str, Tensor]:
+        seeds = [seed_of(0, "pair", entry) for entry in entries]
+        chosen = [entry % len(latents.fps) for entry in entries]
+        labels, fps = latents.class_labels[chosen], latents.fps[chosen]
+        output: Any = teacher(
+            class_labels=labels.tolist() if classes else None,
+            num_videos_per_prompt=1 if classes else len(entries),
+            fps=fps.tolist() if classes else float(fps[0]),
+            latents=torch.stack([noise_of(seed, latents.latent_shape) for seed in seeds]),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="latent",
+        )
+        return {
+            "latents": output.frames.cpu(),
+            "class_label": labels,
+            "fps": fps,
+            "seed": torch.tensor(seeds, dtype=torch.int64),
+        }
+
+    return make
