@@ -8,6 +8,7 @@ import torch
 from vqvdm import VideoTokenizer
 from vqvdm.autoencoder import Downsample, Strided, TATSDecoder, TATSEncoder, Transposed, Upsample
 from vqvdm.errors import InputError
+from vqvdm.identity import changed_settings
 from vqvdm.layers import fold, unfold
 
 
@@ -133,6 +134,17 @@ def test_the_fingerprint_sees_weights_and_settings() -> None:
     model.set_latent_statistics(torch.ones(3), torch.ones(3))
     prints.add(model.fingerprint())
     assert len(prints) == 4
+
+
+def test_the_fingerprint_does_not_see_settings_at_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a model from before the setting would have it; lists are tuples read from a file."""
+    model = tiny(strides=((2, 2, 2),))
+    before = model.fingerprint()
+    monkeypatch.setattr(model, "_internal_dict", {k: v for k, v in model.config.items() if k != "resampling"})
+    assert model.fingerprint() == before
+    monkeypatch.setattr(model, "_internal_dict", {**model.config, "strides": [[2, 2, 2]]})
+    assert model.fingerprint() == before
+    assert set(changed_settings(model)) == {"channels", "patch", "strides", "codebook_size"}
 
 
 def test_samples_of_a_batch_do_not_see_each_other() -> None:

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def changed_settings(network: Any) -> dict[str, Any]:
+    """The constructor's arguments of a diffusers model that are not its defaults.
+
+    So that an argument that is added later leaves the names of older models alone.
+    """
+    parameters = inspect.signature(type(network).__init__).parameters
+    stated = {name: json.loads(json.dumps(value)) for name, value in network.config.items() if name in parameters}
+    defaults = {name: json.loads(json.dumps(parameters[name].default, default=str)) for name in stated}
+    return {name: value for name, value in stated.items() if value != defaults[name]}
 
 
 def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -41,7 +41,7 @@ from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 from vqvdm.graphs import GraphedDenoiser
-from vqvdm.identity import fingerprint
+from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.model_card import model_card
 from vqvdm.prediction import Predictor
 from vqvdm.processor import packed_weights
@@ -200,7 +200,7 @@ class VQVDMPipeline(DiffusionPipeline):
         """Sixteen hexadecimal digits that name the weights of both networks and what sampling knows of the training."""
         settings = {
             "diffusion": dict(self.config["diffusion"]),
-            "denoiser": {k: v for k, v in self.denoiser.config.items() if not k.startswith("_")},
+            "denoiser": changed_settings(self.denoiser),
             "tokenizer": None if self.tokenizer is None else self.tokenizer.fingerprint(),
         }
         return fingerprint(settings, self.denoiser.state_dict())

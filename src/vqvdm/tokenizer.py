@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vqvdm.autoencoder import DOWN, Decoder, Encoder, Resampling, TATSDecoder, TATSEncoder
 from vqvdm.errors import InputError
-from vqvdm.identity import fingerprint
+from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.layers import Stride
 from vqvdm.processor import packed_weights
 from vqvdm.quantizers import (
@@ -276,7 +276,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
 
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that name these settings and weights: the key of a latent cache."""
-        return fingerprint(self.config, self.state_dict())
+        return fingerprint(changed_settings(self), self.state_dict())
 
 
 def _per_channel(values: Tensor) -> Tensor:
