@@ -137,9 +137,8 @@ def test_reconstructions_bring_their_quality(codebooks, tmp_path):
     assert report["metrics"]["psnr"]["value"] == pytest.approx(psnr(errors.mean(axis=1)).mean())
     assert report["per_frame"]["psnr"] == pytest.approx(psnr(errors).mean(axis=0))
     assert len(report["per_frame"]["ssim"]) == 12
-    tokens = tokenizer.tokens(clips).flatten().numpy()
-    digits = [tokens % 1024, tokens // 1024][:codebooks]  # of each book
-    shares = [np.bincount(digit)[np.bincount(digit) > 0] / len(tokens) for digit in digits]
+    tokens = tokenizer.tokens(clips).numpy().reshape(-1, codebooks)
+    shares = [np.bincount(part)[np.bincount(part) > 0] / len(tokens) for part in tokens.T]
     assert report["codebook"]["used"] == np.mean([len(share) for share in shares]) > 1
     assert report["codebook"]["usage"] == pytest.approx(report["codebook"]["used"] / 1024)
     perplexities = [np.exp(-(share * np.log(share)).sum()) for share in shares]

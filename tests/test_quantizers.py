@@ -395,7 +395,7 @@ def test_product_codebook_is_its_books_side_by_side() -> None:
     for one, other in zip(books, alone, strict=True):
         other.load_state_dict(one.state_dict())
     product_book = ProductCodebook(books)
-    assert (product_book.num_codes, product_book.part_codes, product_book.ready) == (125, 5, False)
+    assert (product_book.part_codes, product_book.ready) == (5, False)
     for seed in range(4):  # they learn, too
         z = latents(seed, dim=6).requires_grad_()
         out = product_book(z)
@@ -405,7 +405,7 @@ def test_product_codebook_is_its_books_side_by_side() -> None:
         torch.testing.assert_close(out.usage, torch.stack([one.usage for one in single]).mean())
     assert product_book.ready
     torch.testing.assert_close(product_book.parts(out.tokens), torch.stack([one.tokens for one in single], dim=-1))
-    assert 0 <= out.tokens.min() <= out.tokens.max() < 125
+    assert out.tokens.shape == (2, 2, 4, 4, 3)
     torch.testing.assert_close(product_book.eval()(z).quantized, product_book.embed(product_book(z).tokens))
     out.quantized.sum().backward()
     torch.testing.assert_close(z.grad, torch.ones_like(z))  # straight through
@@ -414,5 +414,5 @@ def test_product_codebook_is_its_books_side_by_side() -> None:
 def test_product_codebook_refuses_what_does_not_fit() -> None:
     with pytest.raises(InputError, match="equally many"):
         ProductCodebook([EMACodebook(4, 1), EMACodebook(5, 1)])
-    with pytest.raises(InputError, match="63 bits"):
-        ProductCodebook([EMACodebook(256, 1) for _ in range(8)])
+    with pytest.raises(InputError, match="one or more"):
+        ProductCodebook([])

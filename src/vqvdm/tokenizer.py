@@ -35,7 +35,7 @@ class TokenizerOutput:
 
     reconstruction: Tensor  # clip (b, c, t, h, w)
     loss: Tensor  # the quantiser's own loss, scalar
-    tokens: Tensor | None  # int64 (b, t, h, w); None without a quantiser
+    tokens: Tensor | None  # int64 (b, t, h, w), of several codebooks (b, t, h, w, books); None without a quantiser
     perplexity: Tensor  # scalar
     usage: Tensor  # scalar, 0..1
 
@@ -175,13 +175,13 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         return output._replace(quantized=self._normalise(output.quantized))
 
     def tokens(self, clip: Tensor) -> Tensor:
-        """Clip (b, c, t, h, w) in -1..1 -> codebook indices (b, t/ft, h/fh, w/fw), int64."""
+        """Clip (b, c, t, h, w) in -1..1 -> codebook indices (b, t/ft, h/fh, w/fw), int64; see `TokenizerOutput`."""
         return self.quantize(self.encode(clip)).tokens
 
     @apply_forward_hook
     @torch.no_grad()
     def decode_tokens(self, tokens: Tensor) -> Tensor:
-        """Codebook indices (b, t, h, w) -> clip (b, 3, t*ft, h*fh, w*fw)."""
+        """Codebook indices as of `tokens` -> clip (b, 3, t*ft, h*fh, w*fw)."""
         codebook = self._codes("it decodes latents, not tokens")
         return self.decode(self._normalise(codebook.embed(tokens)))
 

@@ -13,25 +13,20 @@ from vqvdm.quantizers.output import QuantizerOutput
 class ProductCodebook(nn.Module):
     """Product quantisation (Jegou et al. 2011): each of several codebooks serves an equal part of the channels.
 
-    With k codes in each of m books a position has k^m values at the price of searching m k. Tokens are numbers to the
-    base k, the first book's the lowest digit. `loss`, `perplexity` and `usage` are means over the books.
+    With k codes in each of m books a position has k^m values at the price of searching m k. Tokens are (b, t, h, w, m),
+    0..k-1, one of each book. `loss`, `perplexity` and `usage` are means over the books.
     """
 
     def __init__(self, books: list[EMACodebook]) -> None:
         """Put books of equal size side by side.
 
         Raises:
-            InputError: fewer than one book, books of different sizes, or tokens beyond 63 bits.
+            InputError: fewer than one book, or books of different sizes.
         """
         super().__init__()
         if not books or len({book.num_codes for book in books}) > 1:
             raise InputError("a product codebook needs one or more books of equally many codes")
         self.part_codes = books[0].num_codes
-        self.num_codes = self.part_codes ** len(books)
-        if self.num_codes > 2**63:
-            raise InputError(
-                f"{len(books)} codebooks of {self.part_codes} codes make tokens of more than 63 bits; take fewer"
-            )
         self.books = nn.ModuleList(books)
         self.dims = [book.dim for book in books]
 
@@ -53,17 +48,12 @@ class ProductCodebook(nn.Module):
         return torch.cat([book.bound(part) for book, part in zip(self._books, self._split(z), strict=True)], dim=1)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Codes of `tokens` (b, t, h, w), 0..num_codes-1, as (b, dim, t, h, w)."""
-        digits = self.parts(tokens).unbind(-1)
-        return torch.cat([book.embed(digit) for book, digit in zip(self._books, digits, strict=True)], dim=1)
+        """Codes of `tokens` (b, t, h, w, m) as (b, dim, t, h, w)."""
+        return torch.cat([book.embed(part) for book, part in zip(self._books, tokens.unbind(-1), strict=True)], dim=1)
 
     def parts(self, tokens: Tensor) -> Tensor:
-        """Each book's tokens: (..., books), 0..part_codes-1."""
-        digits = []
-        for _ in self.books:
-            digits.append(tokens % self.part_codes)
-            tokens = tokens // self.part_codes
-        return torch.stack(digits, dim=-1)
+        """`tokens` (..., m) as they are."""
+        return tokens
 
     @property
     def _books(self) -> list[EMACodebook]:
@@ -74,6 +64,5 @@ class ProductCodebook(nn.Module):
 
     def _together(self, outputs: list[QuantizerOutput]) -> QuantizerOutput:
         quantized, tokens, loss, perplexity, usage = zip(*outputs, strict=True)
-        numbers = torch.stack([token * self.part_codes**place for place, token in enumerate(tokens)]).sum(0)
         means = (torch.stack(values).mean() for values in (loss, perplexity, usage))
-        return QuantizerOutput(torch.cat(quantized, dim=1), numbers, *means)
+        return QuantizerOutput(torch.cat(quantized, dim=1), torch.stack(tokens, dim=-1), *means)
