@@ -51,6 +51,7 @@ evaluate.command("vqvdm.verbs.evaluate:files", name="files", help="Videos of any
 evaluate.command("vqvdm.verbs.evaluate:samples", name="samples", help="What a model generates.", sort_key=1)
 evaluate.command("vqvdm.verbs.evaluate:reconstructions", name="reconstructions", help="A tokenizer.", sort_key=2)
 evaluate.command("vqvdm.verbs.steps:main", name="steps", help="How few steps a model needs.", sort_key=6)
+evaluate.command("vqvdm.verbs.classes:main", name="classes", help="Whether classes are recognised.", sort_key=2)
 evaluate.command("vqvdm.verbs.evaluate:reference", name="reference", help="Store a reference's features.", sort_key=3)
 evaluate.command("vqvdm.verbs.evaluate:calibrate", name="calibrate", help="What figures mean here.", sort_key=4)
 evaluate.command("vqvdm.verbs.evaluate:compare", name="compare", help="Reports side by side.", sort_key=5)

@@ -64,6 +64,9 @@ class ArrayVideos:
     def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
         return np.maximum(self.lengths - (timing.frames - 1) * _stride(timing), 0)
 
+    def label(self, video: int) -> str | None:
+        return None
+
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
         stride = _stride(timing)
         for draw in draws:

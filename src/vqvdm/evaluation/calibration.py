@@ -58,6 +58,9 @@ class DamagedVideos:
     def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
         return self.videos.starts(timing)
 
+    def label(self, video: int) -> str | None:
+        return self.videos.label(video)
+
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
         for clip in self.videos.clips(draws, timing):
             yield Clip(np.ascontiguousarray(DAMAGES[self.damage](in_8_bits(clip.frames))))
@@ -82,6 +85,9 @@ class HalfOfVideos:
 
     def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
         return self.videos.starts(timing)[self._numbers]
+
+    def label(self, video: int) -> str | None:
+        return self.videos.label(int(self._numbers[video]))
 
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
         return self.videos.clips([Draw(int(self._numbers[draw.video]), draw.start) for draw in draws], timing)

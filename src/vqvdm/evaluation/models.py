@@ -77,6 +77,10 @@ class GeneratedVideos:
                 measures["obeyed"] = np.asarray(judge(in_8_bits(frames), fps).name == order.name, np.float32)
             yield Clip(frames, measures)
 
+    def label(self, video: int) -> str | None:
+        order = self.orders[video]
+        return None if order.label is None else order.name
+
     @cached_property
     def digest(self) -> str:
         scheduler = self.pipeline.scheduler.config.items()
@@ -135,6 +139,9 @@ class ReconstructedVideos:
                 video = to_video(made)
                 measures = self.quality(real, video)
                 yield Clip(video, measures if tokens is None else measures | {"tokens": tokens[number]})
+
+    def label(self, video: int) -> str | None:
+        return self.videos.label(video)
 
     def _tokens(self, latents: Tensor) -> NDArray[np.int64]:
         """Tokens (b, t, h, w, parts) of latents (b, c, t, h, w)."""

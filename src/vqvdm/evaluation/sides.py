@@ -81,6 +81,10 @@ class DrawnVideos:
     def count(self, repeat: int) -> int:
         return len(self._draws[repeat])
 
+    def labels(self, repeat: int) -> list[str | None]:
+        """The class of each clip."""
+        return [self.videos.label(draw.video) for draw in self._draws[repeat]]
+
     def features(self, repeat: int, count: int) -> Features:
         draws: list[Draw] = self._draws[repeat][:count]
         return features_of(self.videos, draws, self.protocol, self.timing, self.extractor)

@@ -71,6 +71,10 @@ class Videos(Interface):
         """These clips, in this order."""
         ...
 
+    def label(self, video: int) -> str | None:
+        """The class of a video; None if it has none."""
+        ...
+
     @property
     def digest(self) -> str:
         """Changes with the content."""
@@ -121,6 +125,7 @@ class _Video:
     times: NDArray[np.float64]
     rate: float
     group: str  # videos cut from one source have one
+    label: str | None
 
 
 class FileVideos:
@@ -149,7 +154,9 @@ class FileVideos:
             timed = restated(entry.info, sample)
             times = timed.frame_times()
             first, end = stretch(sample, times)
-            self._videos.append(_Video(sample.path, entry.info, first, times[first:end], timed.fps, sample.group))
+            self._videos.append(
+                _Video(sample.path, entry.info, first, times[first:end], timed.fps, sample.group, sample.label)
+            )
         if not self._videos:
             raise InputError(f"{path}: none of the {len(samples)} videos can be read (first: {self.skipped[0]})")
         self.lengths = np.array([len(video.times) for video in self._videos], np.int64)
@@ -167,6 +174,9 @@ class FileVideos:
         wanted = [int(number) + video.first for number in numbers]
         frames = read_frames(self.root / video.path, wanted, video.info, short_side=self.size)
         return Clip(frames if self.size is None else square(frames, self.size))
+
+    def label(self, video: int) -> str | None:
+        return self._videos[video].label
 
     @cached_property
     def digest(self) -> str:
@@ -210,6 +220,9 @@ class WorldVideos:
     def clips(self, draws: Sequence[Draw], timing: ClipTiming) -> Iterator[Clip]:
         for draw in draws:
             yield Clip(to_video(self._clips[draw.video]["clip"]))
+
+    def label(self, video: int) -> str | None:
+        return self._clips.classes[int(self._clips[video]["class_label"])] if self._clips.classes else None
 
     @cached_property
     def digest(self) -> str:

@@ -289,7 +289,7 @@ def reference(path: str, out: Path, *, options: Options = STANDARD) -> None:
     protocol = options.stated().changed(clips=options.clips)
     extractor = extractor_of(protocol, options)
     with this_process().main_process_first():
-        side = _drawn(path, protocol, options, extractor)
+        side = drawn(path, protocol, options, extractor)
     if options.clips is not None and side.count(0) < options.clips:
         raise InputError(f"{path}: {options.clips} clips were asked for, and {side.count(0)} are there")
     store_reference(side, out)
@@ -382,7 +382,7 @@ def _score(
 def real_side(reference: str, protocol: Protocol, options: Options, extractor: Extractor) -> Side:
     """What is compared with: a stored reference that fits, or videos, of which one process makes the index first."""
     if not StoredReference.is_at(reference):
-        return _drawn(reference, protocol, options, extractor)
+        return drawn(reference, protocol, options, extractor)
     stored = StoredReference.open(reference)
     stored.check(protocol, extractor.identities())
     return stored
@@ -397,7 +397,8 @@ def check_report(report: Path | None) -> None:
     check_writable(report.parent)
 
 
-def _drawn(path: str, protocol: Protocol, options: Options, extractor: Extractor) -> DrawnVideos:
+def drawn(path: str, protocol: Protocol, options: Options, extractor: Extractor) -> DrawnVideos:
+    """Clips of the videos at a path, drawn as the protocol says."""
     videos = _open(path, protocol, options)
     return DrawnVideos(videos, protocol, _timing(protocol), extractor, everything=protocol.all_real)
 
