@@ -41,7 +41,7 @@ def peer_stages(subject: Subject) -> tuple[dict[str, Stage], int]:
             f"--against vdm: recipe {subject.recipe.name} has {height}x{width} latents, but the peer's U-Net halves "
             "them three times; take data.size so large that they are 8x8 at least"
         )
-    unet: Any = _package().Unet3D
+    unet: Any = peer_package().Unet3D
     data, device = subject.recipe.data, subject.device
     pixels, latents = (1, 3, data.frames, data.size // 2, data.size // 2), (1, *subject.latent_shape)
     torch.manual_seed(0)
@@ -94,7 +94,7 @@ def _inputs(unet: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     return noisy, torch.full(shape[:1], 500, device=weight.device), condition
 
 
-def _package() -> ModuleType:
+def peer_package() -> ModuleType:
     """The peer's package.
 
     Raises:

@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Train the peer, video-diffusion-pytorch, on the clips of a recipe for some minutes, and write clips that it makes.
+
+scripts/install_vdm.sh && scripts/train_vdm.py toy --minutes 60 --clips 64 --out vdm.npy
+vqvdm evaluate files vdm.npy --reference toy --size 64 --fps 12 --clips 64
+
+The network, the loss (L1 on the noise), the schedule (cosine, 1000 levels), Adam at 1e-4 and the moving average (0.995,
+every 10 updates) are the package's own; it knows no classes. It samples by DPM-Solver++ in --steps steps on that very
+schedule in place of its own 1000 ancestral steps, which take an hour a clip on two cores. Batches are as large as
+--batch says: the trainer's own 64 would allow a dozen updates an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from vqvdm.benchmark.peer import peer_package
+from vqvdm.data import open_dataset
+from vqvdm.diffusion import Objective
+from vqvdm.loading import pick_device, pick_dtype
+from vqvdm.recipe import Recipe
+from vqvdm.video import to_video
+
+LEVELS, RATE, DECAY, AVERAGED_EVERY = 1000, 1e-4, 0.995, 10  # the package's own
+
+
+def main() -> None:
+    """Train, sample, and write the clips and what they took."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("recipe", help="whose data part says which clips")
+    parser.add_argument("overrides", nargs="*", help="changes of the recipe as key=value")
+    parser.add_argument("--minutes", type=float, required=True, help="of training")
+    parser.add_argument("--out", type=Path, required=True, help="array of clips, uint8 (n, t, h, w, 3)")
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--dim", type=int, default=64)
+    asked = parser.parse_intermixed_args()
+    data, device = Recipe.load(asked.recipe, asked.overrides).data, pick_device()
+    torch.manual_seed(0)
+    package = peer_package()
+    unet: Any = package.Unet3D(dim=asked.dim).to(device)
+    diffusion: Any = package.GaussianDiffusion(unet, image_size=data.size, num_frames=data.frames, timesteps=LEVELS)
+    average, figures = train(unet, diffusion.to(device), loader(data, asked.batch), asked.minutes, device)
+    start = time.perf_counter()
+    shape = (3, data.frames, data.size, data.size)
+    made = sampled(average, shape, asked.clips, asked.steps, device)
+    clips = [to_video(clip) for clip in tqdm(made, desc="sampling VDM", unit="clip", total=asked.clips)]
+    figures["seconds_a_clip"] = (time.perf_counter() - start) / asked.clips
+    figures["parameters"] = sum(parameter.numel() for parameter in unet.parameters())
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    np.save(asked.out, np.stack(clips))
+    print(json.dumps({**figures, "clips": asked.clips, "steps": asked.steps, "batch": asked.batch}))
+
+
+def loader(data: Any, batch: int) -> Any:
+    """Batches of clips (b, 3, t, h, w) in -1..1 without end."""
+    dataset, epoch = open_dataset(data, "train"), 0
+    while True:
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(epoch)).tolist()
+        picks = [[(index, epoch) for index in order[i : i + batch]] for i in range(0, len(order) - batch + 1, batch)]
+        for items in DataLoader(dataset, batch_sampler=picks):
+            yield items["clip"]
+        epoch += 1
+
+
+def train(
+    unet: Any, diffusion: Any, batches: Any, minutes: float, device: torch.device
+) -> tuple[torch.nn.Module, dict[str, Any]]:
+    """Until the minutes are over; the averaged network, and what was done."""
+    average = copy.deepcopy(unet).eval().requires_grad_(False)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=RATE)
+    start, updates, seen, losses = time.perf_counter(), 0, 0, []
+    with tqdm(desc="training VDM", unit="clip") as bar:
+        while time.perf_counter() - start < 60 * minutes:
+            clips = next(batches).to(device)
+            times = torch.randint(0, LEVELS, (len(clips),), device=device)
+            loss = diffusion.p_losses(clips, times)  # it takes -1..1; `forward` would shift 0..1 there
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            updates, seen = updates + 1, seen + len(clips)
+            losses.append(float(loss.detach()))
+            if updates % AVERAGED_EVERY == 0:
+                decay = min(DECAY, updates / (10 * AVERAGED_EVERY + updates))  # so that an hour is enough to forget
+                torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
+            bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
+            bar.update(len(clips))
+    return average, {"updates": updates, "clips_seen": seen, "loss": float(np.mean(losses[-50:])), "minutes": minutes}
+
+
+@torch.inference_mode()
+def sampled(unet: torch.nn.Module, shape: tuple[int, ...], number: int, steps: int, device: torch.device) -> Any:
+    """Clips (3, t, h, w) in -1..1, one after another, each of its own noise."""
+    dtype = pick_dtype("auto", device)
+    network: Any = unet.to(dtype)
+    network.time_mlp[1].register_forward_pre_hook(lambda layer, given: (given[0].to(dtype),))
+    objective = Objective("epsilon", schedule="cosine", zero_terminal_snr=False)
+    scheduler: Any = objective.make_scheduler("dpm++")
+    scheduler.register_to_config(thresholding=True, sample_max_value=1.0)  # x0 stays in -1..1, as the package keeps it
+    for seed in range(number):
+        noisy: Tensor = torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)).to(device)
+        scheduler.set_timesteps(steps)
+        for level in scheduler.timesteps:
+            noise = network(noisy.to(dtype), level.expand(1).to(device)).float()
+            noisy = scheduler.step(noise, level, noisy).prev_sample
+        yield noisy[0].clamp(-1, 1)
+
+
+if __name__ == "__main__":
+    main()
