@@ -14,14 +14,15 @@ while [ $# -gt 0 ] && [ "$1" != "--" ]; do shift; done
 launch=${LAUNCH:-}
 python=${PYTHON:-.venv/bin/python}
 one="$python -m vqvdm"
-many=${launch:+"$launch vqvdm"}
-many=${many:-$one}
+many=$one
+[ -n "$launch" ] && many="$launch -- vqvdm"
+case $recipe in *sky*) dataset=sky ;; *) dataset=ucf101 ;; esac
 
-$one data check "$data"
+$one data check "$data" || echo "the files named above are left out"
 $many train tokenizer "$recipe" --run "$run" "data.path=$data" "$@"
-$one evaluate reconstructions "$run" "$data" --report "$run/reconstructions.json"
+[ -f "$run/reconstructions.json" ] || $one evaluate reconstructions "$run" "$data" --report "$run/reconstructions.json"
 $one encode "$run"
 $many train denoiser "$run"
-$one evaluate samples "$run" --reference "$data" --split train --report "$run/samples.json"
-$one evaluate samples "$run" --reference "$data" --protocol tats --report "$run/samples-tats.json"
-$one evaluate compare "$run/samples.json" "$run/samples-tats.json" --dataset ucf101
+[ -f "$run/samples.json" ] || $one evaluate samples "$run" --reference "$data" --split train --report "$run/samples.json"
+[ -f "$run/tats.json" ] || $one evaluate samples "$run" --reference "$data" --protocol tats --report "$run/tats.json"
+$one evaluate compare "$run/samples.json" "$run/tats.json" --dataset "$dataset"
