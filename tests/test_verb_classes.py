@@ -6,9 +6,12 @@ import json
 
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from vqvdm import cli
-from vqvdm.evaluation.classifier import recognise
+from vqvdm.evaluation.classifier import fit, recognise
 
 
 def drawn(generator: np.random.Generator, number: int, centres: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -32,6 +35,16 @@ def test_shares_are_those_of_what_was_asked_for() -> None:
         assert real == 1.0
         right = [a == b for a, b in zip(asked, labels, strict=True) if a == name]
         assert made == pytest.approx(np.mean(right))
+
+
+def test_the_classifier_is_that_of_scikit_learn() -> None:
+    generator = np.random.default_rng(1)
+    centres = 1.5 * generator.normal(size=(5, 8))  # so close that answers differ from fit to fit
+    (features, names), (others, _) = drawn(generator, 200, centres), drawn(generator, 500, centres)
+    features, others = (rows * np.arange(1, 9) + 3 for rows in (features, others))
+    labels = [int(name[-1]) for name in names]
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(features, labels)
+    assert np.mean(fit(features, labels)(others) == theirs.predict(others)) > 0.99
 
 
 def test_a_class_that_nobody_made_has_no_share() -> None:
