@@ -22,6 +22,7 @@ from vqvdm.generation import Order, generate_clips
 from vqvdm.judge import CLASSES, judge
 from vqvdm.metrics.protocol import Draw
 from vqvdm.metrics.quality import squared_errors, ssim
+from vqvdm.metrics.seams import change_errors, flicker
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.video import Video, to_clip, to_video
@@ -100,6 +101,7 @@ class Quality:
     def __call__(self, real: Video, made: Video) -> dict[str, np.ndarray]:
         """Both uint8 (t, h, w, 3) -> kind -> (t,)."""
         found = {"squared_error": squared_errors(real, made), "ssim": ssim(real, made)}
+        found |= {f"change_{axis}": errors for axis, errors in change_errors(real, made).items()}
         for name, network in self.lpips.items():
             x, y = (to_clip(video).movedim(1, 0).to(self.device) for video in (real, made))  # (t, 3, h, w)
             with torch.no_grad():
@@ -121,6 +123,7 @@ class ReconstructedVideos:
         self.facts: Mapping[str, Any] = {
             "model": tokenizer.fingerprint(),
             "codes": codes_of(tokenizer),  # of each part of a token
+            "factors": list(tokenizer.factors),
             **quality.identities(),
         }
 
@@ -135,9 +138,10 @@ class ReconstructedVideos:
             clips = torch.stack([to_clip(video) for video in part]).to(self.tokenizer.device)  # (b, 3, t, h, w)
             latents = self.tokenizer.encode(clips)
             tokens = self._tokens(latents) if self.facts["codes"] else None
+            still = self.tokenizer.decode(self.tokenizer.encode(clips[:, :, :1].expand_as(clips)))
             for number, (real, made) in enumerate(zip(part, self.tokenizer.decode(latents), strict=True)):
                 video = to_video(made)
-                measures = self.quality(real, video)
+                measures = self.quality(real, video) | {"flicker": np.asarray(flicker(to_video(still[number])))}
                 yield Clip(video, measures if tokens is None else measures | {"tokens": tokens[number]})
 
     def label(self, video: int) -> str | None:

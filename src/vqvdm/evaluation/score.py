@@ -64,7 +64,9 @@ def _report(
     if isinstance(fake.videos, ReconstructedVideos):
         figures = {{"fvd": "rfvd", "kvd": "rkvd"}.get(name, name): figure for name, figure in figures.items()}
         every = {kind: np.concatenate([draw[kind] for _, draw in pairs]) for kind in pairs[0][1]}
-        own, rest["per_frame"], rest["codebook"] = reconstruction_figures(every, fake.videos.facts["codes"])
+        own, rest["per_frame"], rest["codebook"] = reconstruction_figures(
+            every, *(fake.videos.facts[fact] for fact in ("codes", "factors"))
+        )
         figures |= own
     sides = {"real": real.description(), "fake": fake.description()}
     stated = replace(protocol, split=sides["real"]["split"], clips=counts["fake"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from vqvdm.metrics import InceptionScore, frechet_distance, inception_score, ker
 from vqvdm.metrics.motion import motion_distance
 from vqvdm.metrics.protocol import FEW, Protocol
 from vqvdm.metrics.quality import psnr
+from vqvdm.metrics.seams import AXES, seam
 
 NEAREST = 5
 _SHUFFLE = 42  # the seed with which StyleGAN-V shuffles before it splits
@@ -34,10 +36,24 @@ LABELS: Mapping[str, str] = {  # of figures, in the order in which they are show
     "ssim": "SSIM",
     "lpips_vgg": "LPIPS (VGG)",
     "lpips_alex": "LPIPS (Alex)",
+    "flicker": "flicker (grey levels)",
+    "seam_time": "seam in time",
+    "seam_space": "seam in space",
     "codebook_usage": "codebook usage",
     "codebook_perplexity": "codebook perplexity",
 }
-_LOWER = {"fvd", "kvd", "rfvd", "rkvd", "motion", "lpips_vgg", "lpips_alex"}  # is better
+_LOWER = {
+    "fvd",
+    "kvd",
+    "rfvd",
+    "rkvd",
+    "motion",
+    "lpips_vgg",
+    "lpips_alex",
+    "flicker",
+    "seam_time",
+    "seam_space",
+}  # is better
 
 
 @dataclass(frozen=True)
@@ -119,13 +135,15 @@ def _over_draws(figures: Sequence[Figure]) -> Figure:
 
 
 def reconstruction_figures(
-    features: Features, codes: int
+    features: Features, codes: int, factors: Sequence[int] = (1, 1, 1)
 ) -> tuple[dict[str, Figure], dict[str, list[float]], dict[str, Any] | None]:
     """Figures of clips that brought their quality with them.
 
     Args:
         features: `squared_error` and `ssim` (n, t), `lpips_*` (n, t) and `tokens` (n, ..., parts) as far as there are.
+            What `metrics.seams` measures is `change_*` (n, places - 1) and `flicker` (n,).
         codes: that each part of a token could be.
+        factors: frames, rows and columns of a latent place.
 
     Returns:
         The figures; each by the frame's number in the clip; and the codebook over all of the clips, if there is one:
@@ -136,6 +154,11 @@ def reconstruction_figures(
     kinds |= {kind: rows for kind, rows in features.items() if kind.startswith("lpips_")}
     figures = {kind: Figure(float(rows.mean())) for kind, rows in kinds.items()}
     figures["psnr"] = Figure(float(psnr(features["squared_error"].mean(axis=1)).mean()))  # of a clip, not of a frame
+    if "flicker" in features:
+        figures["flicker"] = Figure(float(features["flicker"].mean()))
+        time, rows, columns = (seam(features[f"change_{axis}"], n) for axis, n in zip(AXES, factors, strict=True))
+        seams = {"seam_time": time, "seam_space": (rows + columns) / 2}
+        figures |= {name: Figure(value) for name, value in seams.items() if not math.isnan(value)}
     per_frame = {kind: rows.mean(axis=0).tolist() for kind, rows in kinds.items()}
     if "tokens" not in features:
         return figures, per_frame, None
