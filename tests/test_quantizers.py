@@ -17,6 +17,7 @@ from torch import Tensor
 from vqvdm.errors import InputError
 from vqvdm.quantizers import EMACodebook, FiniteScalarQuantizer, ProductCodebook, RunningNorm, codebook
 from vqvdm.quantizers.codebook import nearest_codes
+from vqvdm.quantizers.output import rotated_through
 
 
 def latents(seed: int, batch: int = 2, dim: int = 3, grid: tuple[int, int, int] = (2, 4, 4)) -> Tensor:
@@ -416,3 +417,30 @@ def test_product_codebook_refuses_what_does_not_fit() -> None:
         ProductCodebook([EMACodebook(4, 1), EMACodebook(5, 1)])
     with pytest.raises(InputError, match="one or more"):
         ProductCodebook([])
+
+
+def test_rotation_keeps_the_angle_between_gradient_and_vector() -> None:
+    torch.manual_seed(0)
+    e, q = torch.randn(2, 4, 3, 2, 2, requires_grad=True), torch.randn(2, 4, 3, 2, 2)
+    out = rotated_through(e, q)
+    assert torch.equal(out, q)
+    gradient = torch.randn_like(q)
+    out.backward(gradient)
+    assert e.grad is not None
+    cosine = torch.nn.functional.cosine_similarity
+    torch.testing.assert_close(cosine(e.grad, e.detach(), dim=1), cosine(gradient, q, dim=1), atol=1e-5, rtol=1e-4)
+    scale = q.norm(dim=1) / e.detach().norm(dim=1)
+    torch.testing.assert_close(e.grad.norm(dim=1), scale * gradient.norm(dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_a_codebook_passes_gradients_as_asked() -> None:
+    codes, z = torch.randn(6, 3), latents(0).requires_grad_()
+    straight, rotated = (filled(codes, gradient=kind).eval()(z) for kind in ("straight", "rotation"))
+    assert torch.equal(straight.quantized, rotated.quantized)
+    (first,), (second,) = (
+        torch.autograd.grad(out.quantized.sum(), z, retain_graph=True) for out in (straight, rotated)
+    )
+    assert torch.equal(first, torch.ones_like(z))
+    assert (second - first).abs().max() > 0.1
+    with pytest.raises(InputError, match="straight, rotation"):
+        EMACodebook(4, 2, gradient="none")  # type: ignore[arg-type]

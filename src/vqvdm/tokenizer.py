@@ -21,6 +21,7 @@ from vqvdm.processor import packed_weights
 from vqvdm.quantizers import (
     EMACodebook,
     FiniteScalarQuantizer,
+    Gradient,
     ProductCodebook,
     Quantizer,
     QuantizerOutput,
@@ -73,6 +74,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         fsq_levels: tuple[int, ...] = (8, 8, 8),
         layout: Literal["vqvdm", "tats"] = "vqvdm",
         resampling: Resampling = "shortcut",
+        codebook_gradient: Gradient = "straight",
     ) -> None:
         """Build an untrained tokenizer.
 
@@ -90,6 +92,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             fsq_levels: levels per latent channel, see `FiniteScalarQuantizer`.
             layout: "vqvdm", or "tats" for comparison, which has no patch and blocks of its own.
             resampling: how "vqvdm" changes the resolution, see `vqvdm.autoencoder`.
+            codebook_gradient: see `EMACodebook`.
 
         Raises:
             InputError: settings that contradict each other.
@@ -124,6 +127,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
                     restart_after=restart_after,
                     init=codebook_init,
                     seed=number,
+                    gradient=codebook_gradient,
                 )
                 for number in range(codebooks)
             ]

@@ -7,7 +7,7 @@ very values that `forward` returned with these tokens. `parts(tokens)` tells cod
 of their input, and change nothing in evaluation mode.
 """
 
-from vqvdm.quantizers.codebook import EMACodebook
+from vqvdm.quantizers.codebook import EMACodebook, Gradient
 from vqvdm.quantizers.norm import RunningNorm
 from vqvdm.quantizers.output import QuantizerOutput
 from vqvdm.quantizers.product import ProductCodebook
@@ -15,4 +15,12 @@ from vqvdm.quantizers.scalar import FiniteScalarQuantizer
 
 Quantizer = EMACodebook | ProductCodebook | FiniteScalarQuantizer
 
-__all__ = ["EMACodebook", "FiniteScalarQuantizer", "ProductCodebook", "Quantizer", "QuantizerOutput", "RunningNorm"]
+__all__ = [
+    "EMACodebook",
+    "FiniteScalarQuantizer",
+    "Gradient",
+    "ProductCodebook",
+    "Quantizer",
+    "QuantizerOutput",
+    "RunningNorm",
+]

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from vqvdm.errors import InputError
 from vqvdm.quantizers.across import distributed, sum_over_processes
-from vqvdm.quantizers.output import QuantizerOutput, count, spread, straight_through
+from vqvdm.quantizers.output import QuantizerOutput, count, rotated_through, spread, straight_through
 
+Gradient = Literal["straight", "rotation"]
+_PASSED = {"straight": straight_through, "rotation": rotated_through}
 DISTANCE_ELEMENTS = 2**22  # largest block of distances held at once: 16 MiB in float32
 
 
@@ -43,6 +45,7 @@ class EMACodebook(nn.Module):
         kmeans_iterations: int = 10,
         epsilon: float = 1e-5,
         seed: int = 0,
+        gradient: Gradient = "straight",
     ) -> None:
         """Make a codebook that takes its codes from the first training batch.
 
@@ -59,11 +62,14 @@ class EMACodebook(nn.Module):
             kmeans_iterations: Lloyd's iterations of "kmeans".
             epsilon: of the Laplace smoothing of the counts.
             seed: of the draws.
+            gradient: how it passes: "straight" through, or by the "rotation" that takes a vector to its code.
 
         Raises:
             InputError: an argument is out of range.
         """
         super().__init__()
+        if gradient not in _PASSED:
+            raise InputError(f"codebook: gradient must be one of {', '.join(_PASSED)}, not {gradient!r}")
         if num_codes < 1 or dim < 1:
             raise InputError(f"codebook: num_codes and dim must be at least 1, not {num_codes} and {dim}")
         if not 0 < decay < 1:
@@ -75,6 +81,7 @@ class EMACodebook(nn.Module):
         self.num_codes, self.dim = num_codes, dim
         self.decay, self.commitment, self.restart_after = decay, commitment, restart_after
         self.cosine, self.epsilon, self.seed = cosine, epsilon, seed
+        self.gradient = gradient
         self.lloyd_iterations = kmeans_iterations if init == "kmeans" else 0
 
         codes = torch.randn(num_codes, dim)
@@ -126,7 +133,7 @@ class EMACodebook(nn.Module):
         tokens = tokens.view(shape)  # (b, t, h, w)
         quantized = quantized.view(*shape, self.dim).movedim(-1, 1)  # (b, c, t, h, w)
         loss = self.commitment * F.mse_loss(continuous, quantized)
-        quantized = straight_through(continuous, quantized).to(z.dtype)
+        quantized = _PASSED[self.gradient](continuous, quantized).to(z.dtype)
         return QuantizerOutput(quantized, tokens, loss, *spread(counts))
 
     def embed(self, tokens: Tensor) -> Tensor:
