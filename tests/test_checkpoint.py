@@ -149,9 +149,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 def test_another_architecture_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:
     found = Checkpoint(tmp_path, {"architecture": {"model.channels": [8, 8], "model.blocks": 1, "model.old": None}})
-    check_fits(found, {"model.channels": (8, 8), "model.blocks": 1, "model.old": None})
+    check_fits(found, {"model.channels": (8, 8), "model.blocks": 1, "model.old": None}, {})
+    newer = {"model.channels": (8, 8), "model.blocks": 1, "model.old": None, "model.new": True}
+    check_fits(found, newer, {"model.new": True, "model.blocks": 7})  # it was there already, unsaid
     with pytest.raises(InputError) as error:
-        check_fits(found, {"model.channels": (8, 16), "model.blocks": 1, "model.new": True})
+        check_fits(found, {"model.channels": (8, 16), "model.blocks": 1, "model.new": True}, {})
     message = str(error.value)
     assert "model.channels: [8, 8] -> [8, 16]" in message
     assert "model.new: absent -> true" in message

@@ -17,10 +17,15 @@ def changed_settings(network: Any) -> dict[str, Any]:
 
     So that an argument that is added later leaves the names of older models alone.
     """
-    parameters = inspect.signature(type(network).__init__).parameters
-    stated = {name: json.loads(json.dumps(value)) for name, value in network.config.items() if name in parameters}
-    defaults = {name: json.loads(json.dumps(parameters[name].default, default=str)) for name in stated}
+    defaults = default_settings(type(network))
+    stated = {name: json.loads(json.dumps(value)) for name, value in network.config.items() if name in defaults}
     return {name: value for name, value in stated.items() if value != defaults[name]}
+
+
+def default_settings(kind: type) -> dict[str, Any]:
+    """The constructor's arguments of a diffusers model with their defaults, as plain values."""
+    parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    return {parameter.name: json.loads(json.dumps(parameter.default, default=str)) for parameter in parameters}
 
 
 def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

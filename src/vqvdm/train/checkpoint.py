@@ -110,17 +110,18 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-????????"))
 
 
-def check_fits(checkpoint: Checkpoint, architecture: Mapping[str, Any]) -> None:
+def check_fits(checkpoint: Checkpoint, architecture: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another architecture.
 
     Args:
         checkpoint: its state holds the `architecture` it was written with.
         architecture: dotted recipe key -> plain value, for all that must not change during a training.
+        defaults: what a checkpoint has that was written before a key was there.
 
     Raises:
         InputError: names every key that differs, with both values.
     """
-    differing = differences(checkpoint.state["architecture"], architecture)
+    differing = differences({**defaults, **checkpoint.state["architecture"]}, architecture)
     if differing:
         listed = "\n".join(f"  {difference}" for difference in differing)
         raise InputError(

@@ -22,6 +22,7 @@ from vqvdm.data.worlds import WORLDS
 from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
+from vqvdm.identity import default_settings
 from vqvdm.latents import LatentCache
 from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.pipeline import VQVDMPipeline
@@ -264,6 +265,7 @@ class DenoiserStage:
         if self.average is not None:
             self.modules["ema"] = self.average
         settings = {name: value for name, value in self.denoiser.config.items() if not name.startswith("_")}
+        self.defaults = {f"denoiser.model.{name}": v for name, v in default_settings(VideoDenoiser).items()}
         self.architecture: dict[str, Any] = {
             **{f"denoiser.model.{name}": value for name, value in settings.items()},
             **{f"denoiser.diffusion.{name}": value for name, value in asdict(self.objective).items()},

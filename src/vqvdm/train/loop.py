@@ -54,6 +54,7 @@ class Stage(Protocol):
     modules: dict[str, nn.Module]  # saved and restored, by file name
     optimizers: dict[str, Optimizer]  # likewise
     architecture: dict[str, Any]  # dotted recipe keys in which a checkpoint must agree, with plain values
+    defaults: dict[str, Any]  # of those keys that a checkpoint from before them may lack
 
     def update(self, step: int, batches: list[Batch]) -> Mapping[str, Tensor | float]:
         """One optimiser update; returns scalars to log, among them `loss` and `gradient_norm`."""
@@ -316,7 +317,7 @@ class _Session:
         self.progress.close()
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        check_fits(checkpoint, self.stage.architecture)
+        check_fits(checkpoint, self.stage.architecture, self.stage.defaults)
         for name, module in self.stage.modules.items():
             tensors = checkpoint.tensors(name)
             if not tensors:

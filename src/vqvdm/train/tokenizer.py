@@ -20,6 +20,7 @@ from vqvdm import __version__
 from vqvdm.data import open_dataset
 from vqvdm.discriminators import adaptive_weight, ramp_factor
 from vqvdm.errors import InputError
+from vqvdm.identity import default_settings
 from vqvdm.recipe import DataRecipe, Recipe, TokenizerRecipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
@@ -167,6 +168,7 @@ class TokenizerStage:
             self.modules["discriminators"] = self.critics
             self.optimizers["discriminators_optimizer"] = self.critic_optimizer
         settings = {name: value for name, value in self.tokenizer.config.items() if not name.startswith("_")}
+        self.defaults = {f"tokenizer.model.{name}": v for name, v in default_settings(VideoTokenizer).items()}
         self.architecture: dict[str, Any] = {
             **{f"tokenizer.model.{name}": value for name, value in settings.items()},
             **architecture_of(adversarial, "tokenizer.loss.adversarial"),
