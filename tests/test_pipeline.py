@@ -91,6 +91,27 @@ def test_best_denoiser_of_gaussian_data_samples_that_data(objective, scheduler):
     assert made.std().item() == pytest.approx(DEVIATION, rel=0.06)
 
 
+@torch.no_grad()
+def test_guidance_may_lead_away_from_a_weaker_model():
+    """weak + w (strong - weak), also without classes; outside of the interval the strong one alone."""
+    pipe, weaker = tiny_pipeline(), tiny_denoiser()
+    for parameter in weaker.parameters():
+        parameter.mul_(0.9)
+    noise, rates = torch.randn(2, 4, 2, 4, 4, generator=seeded(0)), torch.full((2,), 8.0)
+    for labels in ([0, 2], None):
+        ids = None if labels is None else torch.tensor(labels)
+        strong, weak = (network(noise, torch.tensor(1000.0), ids, rates) for network in (pipe.denoiser, weaker))
+        settings = {"latents": noise, "num_inference_steps": 1, "fps": 8.0, "num_videos_per_prompt": 1 if labels else 2}
+        settings |= {"weaker_denoiser": weaker, "guidance_scale": 3.0}
+        pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+        made = latents_of(pipe, labels, guidance_interval=(0, 1), **settings)
+        torch.testing.assert_close(made, noise - (weak + 3.0 * (strong - weak)), **CLOSE)
+        made = latents_of(pipe, labels, guidance_interval=(0, 0.5), **settings)
+        torch.testing.assert_close(made, noise - strong, **CLOSE)
+    with pytest.raises(InputError, match="num_classes 5, this model has 3"):
+        pipe(0, weaker_denoiser=tiny_denoiser(num_classes=5))
+
+
 class Recalling(GaussianDenoiser):
     """Notes what it is asked, told and answers."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -60,6 +60,13 @@ def noise_interval(interval: Any) -> tuple[float, float]:
     if not 0 <= low <= high <= 1:
         raise problem
     return low, high
+
+
+def check_weaker(weaker: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise `InputError` if the config of a `weaker_denoiser` has other latents or classes than the model's own."""
+    for name in ("in_channels", "num_classes"):
+        if weaker[name] != own[name]:
+            raise InputError(f"weaker_denoiser has {name} {weaker[name]}, this model has {own[name]}: they must agree")
 
 
 def check_null_class(label_ids: list[int] | None, scale: float) -> None:

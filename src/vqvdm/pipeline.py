@@ -31,6 +31,7 @@ from torch import Tensor
 from vqvdm.arguments import (
     check_forms,
     check_null_class,
+    check_weaker,
     count,
     frame_rates,
     noise_interval,
@@ -276,6 +277,7 @@ class VQVDMPipeline(DiffusionPipeline):
         guidance_scale: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
+        weaker_denoiser: VideoDenoiser | None = None,
         eta: float = 0.0,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -298,6 +300,9 @@ class VQVDMPipeline(DiffusionPipeline):
                 (Kynkaanniemi et al. 2024).
             guidance_rescale: share of the guided prediction rescaled to the deviation of the conditional one
                 (Lin et al. 2024, section 3.4), against over-saturation at high scales.
+            weaker_denoiser: a smaller or less trained one of the same latents and classes, from which guidance leads
+                away in the place of an unconditional prediction (autoguidance, Karras et al. 2024); works without
+                classes, too.
             eta: noise of DDIM (Song et al. 2021, eq. 16); other schedulers ignore it.
             num_videos_per_prompt: videos of each class label.
             generator: one generator gives each video its own seed, drawn in order; a list holds one generator for
@@ -334,7 +339,9 @@ class VQVDMPipeline(DiffusionPipeline):
 
         label_ids = None if class_labels is None else self.get_label_ids(class_labels)
         if self.num_classes and config["about"].get("class_dropout") == 0:
-            check_null_class(label_ids, scale)
+            check_null_class(label_ids, scale if weaker_denoiser is None else 1.0)
+        if weaker_denoiser is not None:
+            check_weaker(weaker_denoiser.config, self.denoiser.config)
         rates = frame_rates(config["fps"] if fps is None else fps, len(label_ids or [None]), videos)
         generators, seeds = one_generator_each(generator, len(rates))
         shape = (len(rates), *self.latent_shape(*size))
@@ -342,13 +349,13 @@ class VQVDMPipeline(DiffusionPipeline):
         labels = None
         if label_ids is not None:
             labels = torch.tensor(label_ids, device=device).repeat_interleave(videos)  # (b,)
-        self._guidance_scale = 1.0 if labels is None else scale
+        self._guidance_scale = 1.0 if labels is None and weaker_denoiser is None else scale
 
         fit(self.scheduler, self.objective, bounded=self.tokenizer is None)
         self.scheduler.set_timesteps(steps, device="cpu")  # no step waits for the GPU to tell its level
         self._num_timesteps = len(self.scheduler.timesteps)
         latents = self._initial_noise(shape, generators, latents, device)
-        predict = self._predictor(labels, torch.tensor(rates, device=device), interval, rescale)
+        predict = self._predictor(labels, torch.tensor(rates, device=device), interval, rescale, weaker_denoiser)
         arguments = self._step_arguments(generators, eta)
         with packed_weights():
             latents = self._denoise(latents, predict, arguments, callback_on_step_end, tensor_inputs)
@@ -368,10 +375,17 @@ class VQVDMPipeline(DiffusionPipeline):
         # Flow-matching schedulers have no such factor: their noise has deviation 1 by definition.
         return latents.to(device, torch.float32) * getattr(self.scheduler, "init_noise_sigma", 1.0)
 
-    def _predictor(self, labels: Tensor | None, fps: Tensor, interval: tuple[float, float], rescale: float) -> Predict:
+    def _predictor(
+        self,
+        labels: Tensor | None,
+        fps: Tensor,
+        interval: tuple[float, float],
+        rescale: float,
+        weaker: VideoDenoiser | None,
+    ) -> Predict:
         """(scaled latents (b, c, t, h, w), timestep, step) -> what the scheduler expects, guided in the interval."""
         run, timesteps = self._graphed.of(self.denoiser), self.scheduler.timesteps
-        predictor = Predictor(run, self.denoiser, self.objective, timesteps, labels, fps, interval, rescale)
+        predictor = Predictor(run, self.denoiser, self.objective, timesteps, labels, fps, interval, rescale, weaker)
 
         def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
             return predictor(noisy, timestep, max(self.guidance_scale, 1.0))  # of this step: callbacks may change it
