@@ -396,7 +396,7 @@ def test_product_codebook_is_its_books_side_by_side() -> None:
     for one, other in zip(books, alone, strict=True):
         other.load_state_dict(one.state_dict())
     product_book = ProductCodebook(books)
-    assert (product_book.part_codes, product_book.ready) == (5, False)
+    assert (product_book.num_codes, product_book.ready) == (5, False)
     for seed in range(4):  # they learn, too
         z = latents(seed, dim=6).requires_grad_()
         out = product_book(z)
@@ -405,7 +405,7 @@ def test_product_codebook_is_its_books_side_by_side() -> None:
         torch.testing.assert_close(out.loss, torch.stack([one.loss for one in single]).mean())
         torch.testing.assert_close(out.usage, torch.stack([one.usage for one in single]).mean())
     assert product_book.ready
-    torch.testing.assert_close(product_book.parts(out.tokens), torch.stack([one.tokens for one in single], dim=-1))
+    torch.testing.assert_close(out.tokens, torch.stack([one.tokens for one in single], dim=-1))
     assert out.tokens.shape == (2, 2, 4, 4, 3)
     torch.testing.assert_close(product_book.eval()(z).quantized, product_book.embed(product_book(z).tokens))
     out.quantized.sum().backward()

@@ -221,7 +221,11 @@ ConditionalDenoise = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
 
 def guided(
-    denoise: ConditionalDenoise, null_label: int, scale: float, interval: tuple[float, float] = (0.0, 1.0)
+    denoise: ConditionalDenoise,
+    null_label: int,
+    scale: float,
+    interval: tuple[float, float] = (0.0, 1.0),
+    weaker: ConditionalDenoise | None = None,
 ) -> ConditionalDenoise:
     """Classifier-free guidance (Ho and Salimans 2021, eq. 6) around a denoiser, both passes in one batch.
 
@@ -231,11 +235,17 @@ def guided(
             conditions are guided.
         scale: 1 is the plain conditional prediction and costs one pass.
         interval: part of the network's clock, 0 clean to 1 noise, in which to guide (Kynkäänniemi et al. 2024).
+        weaker: a worse denoiser, from whose prediction of the same guidance leads away in the place of one without
+            class (autoguidance, Karras et al. 2024, eq. 3).
     """
 
     def denoise_guided(noisy: Tensor, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
         clock = float(torch.as_tensor(timestep).float().mean()) / TIMESTEPS
-        if scale == 1 or class_labels is None or not interval[0] <= clock <= interval[1]:
+        guides = scale != 1 and interval[0] <= clock <= interval[1]
+        if guides and weaker is not None:
+            weak = weaker(noisy, timestep, class_labels, fps)
+            return weak + scale * (denoise(noisy, timestep, class_labels, fps) - weak)
+        if not guides or class_labels is None:
             return denoise(noisy, timestep, class_labels, fps)
         labels = torch.cat([class_labels, torch.full_like(class_labels, null_label)])
         both = denoise(torch.cat([noisy, noisy]), timestep, labels, torch.cat([fps, torch.zeros_like(fps)]))

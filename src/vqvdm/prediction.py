@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from vqvdm.denoiser import StepModulations, VideoDenoiser
-from vqvdm.diffusion import TIMESTEPS, Objective, guided
+from vqvdm.diffusion import Objective, guided
 
 Run = Callable[..., Tensor]  # as `VideoDenoiser.forward`
 
@@ -42,28 +42,21 @@ class Predictor:
             fps: (b,) frame rates.
             interval: part of the network's clock, 0 clean to 1 noise, in which to guide.
             rescale: share of the guided prediction that gets back the deviation of the conditional one.
-            weaker: a worse model of the same classes and latents, from whose conditional prediction guidance leads away
-                in the place of an unconditional one (autoguidance, Karras et al. 2024, eq. 3).
+            weaker: a worse model of the same classes and latents, for autoguidance; see `guided`.
         """
         self._run, self._denoiser, self._objective = run, denoiser, objective
         self._planned = StepModulations(denoiser, timesteps)
         self._labels, self._fps, self._interval, self._rescale = labels, fps, interval, rescale
         self._conditional: Tensor | None = None
         self._estimate: Tensor | None = None
-        self._weaker = None if weaker is None else Predictor(
-            weaker, weaker, objective, timesteps, labels, fps, (0.0, 1.0), 0.0
-        )  # fmt: skip
+        self._weaker = None
+        if weaker is not None:  # it plans its steps, and has estimates, of its own
+            self._weaker = Predictor(weaker, weaker, objective, timesteps, labels, fps, interval, rescale)._denoise
 
     def __call__(self, noisy: Tensor, timestep: Tensor, scale: float) -> Tensor:
         """Guided by `scale`; 1 is the plain conditional prediction."""
-        if self._weaker is None:
-            guide = guided(self._denoise, self._denoiser.config["num_classes"], scale, self._interval)
-            prediction = guide(noisy, timestep, self._labels, self._fps)
-        else:
-            prediction = self._denoise(noisy, timestep, self._labels, self._fps)
-            if scale != 1 and self._interval[0] <= float(timestep) / TIMESTEPS <= self._interval[1]:
-                weak = self._weaker(noisy, timestep, 1.0)
-                prediction = weak + scale * (prediction - weak)
+        guide = guided(self._denoise, self._denoiser.config["num_classes"], scale, self._interval, self._weaker)
+        prediction = guide(noisy, timestep, self._labels, self._fps)
         if self._rescale == 0:
             return prediction
         assert self._conditional is not None

@@ -61,8 +61,6 @@ def packed_convolution(layer: nn.Conv3d, x: Tensor, plus: Tensor | None = None) 
     gradients are wanted, under autocast, while compiling, on other devices, for weights that are no plain tensors
     (such as quantised ones), and where this torch cannot pack.
     """
-    if torch.compiler.is_compiling():  # first: compilers cannot look into what follows
-        return None
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return None
     weight = _packed_weight(layer, x, _pack_convolution)
@@ -71,14 +69,14 @@ def packed_convolution(layer: nn.Conv3d, x: Tensor, plus: Tensor | None = None) 
 
 def packed_linear(layer: nn.Linear, x: Tensor) -> Tensor | None:
     """The linear layer (..., c) -> (..., out) with packed weights; None where the plain one is right, as above."""
-    if torch.compiler.is_compiling():
-        return None
     weight = _packed_weight(layer, x, _pack_linear)
     return None if weight is None else _multiply(layer, x, weight)
 
 
 def _packed_weight(layer: Any, x: Tensor, pack: Callable[[Any, torch.Size], Tensor]) -> Tensor | None:
     """The layer's packed weight for this input; None if it cannot be used."""
+    if torch.compiler.is_compiling():  # first: compilers cannot look into what follows
+        return None
     kept, weight = _packed.get(), layer.weight
     if kept is None or x.device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
         return None

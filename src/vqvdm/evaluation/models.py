@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from vqvdm.data.clips import ClipTiming
 from vqvdm.data.worlds import WORLDS
@@ -122,7 +121,7 @@ class ReconstructedVideos:
         self.skipped: list[str] = []  # those of the videos themselves
         self.facts: Mapping[str, Any] = {
             "model": tokenizer.fingerprint(),
-            "codes": codes_of(tokenizer),  # of each part of a token
+            "codes": codes_of(tokenizer),
             "factors": list(tokenizer.factors),
             **quality.identities(),
         }
@@ -137,7 +136,7 @@ class ReconstructedVideos:
             self.tokenizer.latent_shape(*part[0].shape[:3])  # raises where the factors do not divide it
             clips = torch.stack([to_clip(video) for video in part]).to(self.tokenizer.device)  # (b, 3, t, h, w)
             latents = self.tokenizer.encode(clips)
-            tokens = self._tokens(latents) if self.facts["codes"] else None
+            tokens = self.tokenizer.quantize(latents).tokens.cpu().numpy() if self.facts["codes"] else None
             still = self.tokenizer.decode(self.tokenizer.encode(clips[:, :, :1].expand_as(clips)))
             for number, (real, made) in enumerate(zip(part, self.tokenizer.decode(latents), strict=True)):
                 video = to_video(made)
@@ -147,16 +146,11 @@ class ReconstructedVideos:
     def label(self, video: int) -> str | None:
         return self.videos.label(video)
 
-    def _tokens(self, latents: Tensor) -> NDArray[np.int64]:
-        """Tokens (b, t, h, w, parts) of latents (b, c, t, h, w)."""
-        assert self.tokenizer.codebook is not None
-        return self.tokenizer.codebook.parts(self.tokenizer.quantize(latents).tokens).cpu().numpy()
-
     @cached_property
     def digest(self) -> str:
         return hashlib.sha256(repr((self.videos.digest, self.facts)).encode()).hexdigest()[:16]
 
 
 def codes_of(tokenizer: VideoTokenizer) -> int:
-    """Codes that each part of a token could be; 0 if there is no codebook, or none that has entered yet."""
-    return tokenizer.codebook.part_codes if tokenizer.codebook is not None and tokenizer.codebook.ready else 0
+    """Codes that each token could be; 0 if there is no codebook, or none that has entered yet."""
+    return tokenizer.codebook.num_codes if tokenizer.codebook is not None and tokenizer.codebook.ready else 0

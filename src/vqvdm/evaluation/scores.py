@@ -42,18 +42,8 @@ LABELS: Mapping[str, str] = {  # of figures, in the order in which they are show
     "codebook_usage": "codebook usage",
     "codebook_perplexity": "codebook perplexity",
 }
-_LOWER = {
-    "fvd",
-    "kvd",
-    "rfvd",
-    "rkvd",
-    "motion",
-    "lpips_vgg",
-    "lpips_alex",
-    "flicker",
-    "seam_time",
-    "seam_space",
-}  # is better
+# Those of which less is better.
+_LOWER = {"fvd", "kvd", "rfvd", "rkvd", "motion", "lpips_vgg", "lpips_alex", "flicker", "seam_time", "seam_space"}
 
 
 @dataclass(frozen=True)
@@ -135,20 +125,20 @@ def _over_draws(figures: Sequence[Figure]) -> Figure:
 
 
 def reconstruction_figures(
-    features: Features, codes: int, factors: Sequence[int] = (1, 1, 1)
+    features: Features, codes: int, factors: Sequence[int]
 ) -> tuple[dict[str, Figure], dict[str, list[float]], dict[str, Any] | None]:
     """Figures of clips that brought their quality with them.
 
     Args:
-        features: `squared_error` and `ssim` (n, t), `lpips_*` (n, t) and `tokens` (n, ..., parts) as far as there are.
-            What `metrics.seams` measures is `change_*` (n, places - 1) and `flicker` (n,).
-        codes: that each part of a token could be.
+        features: `squared_error` and `ssim` (n, t), `lpips_*` (n, t) and `tokens` (n, t, h, w[, books]) as far as there
+            are. What `metrics.seams` measures is `change_*` (n, places - 1) and `flicker` (n,).
+        codes: that each token could be.
         factors: frames, rows and columns of a latent place.
 
     Returns:
         The figures; each by the frame's number in the clip; and the codebook over all of the clips, if there is one:
         `size`, `tokens`, `used`, `usage` (used / size) and `perplexity`, exp of the entropy of the codes' shares; of
-        several parts `books`, and the means of what is used.
+        several `books` the means over them.
     """
     kinds = {"psnr": psnr(features["squared_error"]), "ssim": features["ssim"]}
     kinds |= {kind: rows for kind, rows in features.items() if kind.startswith("lpips_")}
@@ -162,12 +152,13 @@ def reconstruction_figures(
     per_frame = {kind: rows.mean(axis=0).tolist() for kind, rows in kinds.items()}
     if "tokens" not in features:
         return figures, per_frame, None
-    tokens = features["tokens"].reshape(-1, features["tokens"].shape[-1])  # (tokens, parts)
-    counts = [np.unique(part, return_counts=True)[1] for part in tokens.T]
+    books = math.prod(features["tokens"].shape[4:])
+    tokens = features["tokens"].reshape(-1, books)
+    counts = [np.unique(book, return_counts=True)[1] for book in tokens.T]
     shares = [count / len(tokens) for count in counts]
     used = float(np.mean([len(count) for count in counts]))
     codebook = {
-        "books": len(counts),
+        "books": books,
         "size": codes,
         "tokens": len(tokens),
         "used": used,

@@ -2,9 +2,8 @@
 
 All are called the same way: `forward(z)` quantises, and in training learns; `bound(z)` is the continuous value just
 before quantisation, `snap(bounded)` quantises that or what a generator made in its place, and `embed(tokens)` gives the
-very values that `forward` returned with these tokens. `parts(tokens)` tells codes apart that are drawn independently;
-`part_codes` is how many each could be. All compute in float32 whatever the autocast state, return values in the dtype
-of their input, and change nothing in evaluation mode.
+very values that `forward` returned with these tokens; `num_codes` is how many each token could be. All compute in
+float32 whatever the autocast state, return values in the dtype of their input, and change nothing in evaluation mode.
 """
 
 from vqvdm.quantizers.codebook import EMACodebook, Gradient

@@ -100,15 +100,6 @@ class EMACodebook(nn.Module):
         """Whether the codes come from data; before the first training batch they are noise and quantise to nothing."""
         return self.updates.is_meta or int(self.updates) > 0  # meta tensors hold no numbers, only shapes
 
-    @property
-    def part_codes(self) -> int:
-        """All codes: a token is one part."""
-        return self.num_codes
-
-    def parts(self, tokens: Tensor) -> Tensor:
-        """`tokens` (...) as (..., 1)."""
-        return tokens[..., None]
-
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Replace each vector of `z` (b, dim, t, h, w) by its nearest code; in training mode also learn from it."""
         return self._quantize(z, learn=self.training and not z.is_meta)

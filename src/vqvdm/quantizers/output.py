@@ -13,7 +13,7 @@ class QuantizerOutput(NamedTuple):
     """What a quantiser makes of a batch."""
 
     quantized: Tensor  # (b, c, t, h, w), dtype of the input; its gradient passes through to the input
-    tokens: Tensor  # (b, t, h, w) int64, 0..part_codes-1; of several codebooks (b, t, h, w, books)
+    tokens: Tensor  # (b, t, h, w) int64, 0..num_codes-1; of several codebooks (b, t, h, w, books)
     loss: Tensor  # scalar float32: weighted commitment loss, 0 for FSQ
     perplexity: Tensor  # scalar float32, 1..num_codes: exp of the entropy of the codes' shares in this batch
     usage: Tensor  # scalar float32, 0..1: fraction of the codes that occur in this batch

@@ -26,7 +26,7 @@ class ProductCodebook(nn.Module):
         super().__init__()
         if not books or len({book.num_codes for book in books}) > 1:
             raise InputError("a product codebook needs one or more books of equally many codes")
-        self.part_codes = books[0].num_codes
+        self.num_codes = books[0].num_codes  # of each book
         self.books = nn.ModuleList(books)
         self.dims = [book.dim for book in books]
 
@@ -50,10 +50,6 @@ class ProductCodebook(nn.Module):
     def embed(self, tokens: Tensor) -> Tensor:
         """Codes of `tokens` (b, t, h, w, m) as (b, dim, t, h, w)."""
         return torch.cat([book.embed(part) for book, part in zip(self._books, tokens.unbind(-1), strict=True)], dim=1)
-
-    def parts(self, tokens: Tensor) -> Tensor:
-        """`tokens` (..., m) as they are."""
-        return tokens
 
     @property
     def _books(self) -> list[EMACodebook]:

@@ -42,7 +42,7 @@ class FiniteScalarQuantizer(nn.Module):
             raise InputError(f"fsq span must be positive, not {span}")
         self.levels, self.span = levels, span
         self.dim = len(levels)
-        self.num_codes = self.part_codes = math.prod(levels)
+        self.num_codes = math.prod(levels)
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Bound `z` (b, dim, t, h, w) and round it to the nearest levels."""
@@ -61,10 +61,6 @@ class FiniteScalarQuantizer(nn.Module):
             rest = rest // level
         integers = torch.stack(integers, dim=1)
         return integers * self._step(integers)
-
-    def parts(self, tokens: Tensor) -> Tensor:
-        """`tokens` (...) as (..., 1)."""
-        return tokens[..., None]
 
     def bound(self, z: Tensor) -> Tensor:
         """`z` (b, dim, t, h, w), cut to the range of the levels."""

@@ -262,7 +262,7 @@ class TokenizerStage:
         """A warning when the codebook is collapsing."""
         if self.tokenizer.codebook is None or figures["usage"] == 0:  # 0: the quantiser has not entered yet
             return None
-        codes = self.tokenizer.codebook.part_codes
+        codes = self.tokenizer.codebook.num_codes
         share = figures["usage"] * codes / min(codes, self.positions)
         if share >= LOW_USAGE:
             return None
