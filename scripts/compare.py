@@ -23,10 +23,13 @@ from typing import Any
 
 import yaml
 
+from vqvdm.evaluation.report import table as markdown
+from vqvdm.structure import listed
+
 TRIAL, SKIPPED = 24, 8  # updates that tell the speed, of which the first do not count
 COLUMNS = {
     "tokenizer": ("psnr", "ssim", "lpips_vgg", "lpips_alex", "rfvd", "codebook_usage"),
-    "denoiser": ("fvd", "kvd", "judge_accuracy", "motion", "precision", "recall"),
+    "denoiser": ("fvd", "kvd", "judge", "motion", "precision", "recall"),
 }
 
 
@@ -44,7 +47,7 @@ def main() -> None:
     folder = asked.folder or Path("runs") / asked.table.stem
     rows = {}
     for name, changes in table["variants"].items():
-        if asked.only and name not in asked.only.split(","):
+        if asked.only and name not in listed(asked.only):
             continue
         overrides = [*table.get("common", []), *(changes or []), *asked.overrides]
         rows[name] = one(table, folder / name, overrides, asked.minutes, asked.latents)
@@ -113,11 +116,12 @@ def log_of(run: Path, stage: str) -> list[dict[str, Any]]:
 def as_table(rows: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> str:
     """Markdown."""
     shown = [name for name in columns if any(name in row for row in rows.values())]
-    lines = ["| variant | updates | minutes | " + " | ".join(shown) + " |", "|---" * (len(shown) + 3) + "|"]
-    for name, row in rows.items():
-        values = [f"{row[column]:.4g}" if column in row else "" for column in shown]
-        lines.append(f"| {name} | {row['updates']} | {row['minutes']:.1f} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
+    cells = [
+        [name, str(row["updates"]), f"{row['minutes']:.1f}"]
+        + [f"{row[column]:.4g}" if column in row else "" for column in shown]
+        for name, row in rows.items()
+    ]
+    return markdown(["variant", "updates", "minutes", *shown], cells)
 
 
 if __name__ == "__main__":

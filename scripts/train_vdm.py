@@ -22,17 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from vqvdm.benchmark.peer import peer_package
+from vqvdm.benchmark.peer import in_dtype, peer_package
 from vqvdm.data import open_dataset
 from vqvdm.diffusion import Objective
 from vqvdm.loading import pick_device, pick_dtype
 from vqvdm.recipe import Recipe
+from vqvdm.schedulers import fit
+from vqvdm.train.order import Order, updates
 from vqvdm.video import to_video
 
 LEVELS, RATE, DECAY, AVERAGED_EVERY = 1000, 1e-4, 0.995, 10  # the package's own
+_ENDLESS = 1 << 40  # updates: time ends the training
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def main() -> None:
     package = peer_package()
     unet: Any = package.Unet3D(dim=asked.dim).to(device)
     diffusion: Any = package.GaussianDiffusion(unet, image_size=data.size, num_frames=data.frames, timesteps=LEVELS)
-    average, figures = train(unet, diffusion.to(device), loader(data, asked.batch), asked.minutes, device)
+    average, figures = train(unet, diffusion.to(device), open_dataset(data, "train"), asked)
     start = time.perf_counter()
     shape = (3, data.frames, data.size, data.size)
     made = sampled(average, shape, asked.clips, asked.steps, device)
@@ -64,51 +66,41 @@ def main() -> None:
     print(json.dumps({**figures, "clips": asked.clips, "steps": asked.steps, "batch": asked.batch}))
 
 
-def loader(data: Any, batch: int) -> Any:
-    """Batches of clips (b, 3, t, h, w) in -1..1 without end."""
-    dataset, epoch = open_dataset(data, "train"), 0
-    while True:
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(epoch)).tolist()
-        picks = [[(index, epoch) for index in order[i : i + batch]] for i in range(0, len(order) - batch + 1, batch)]
-        for items in DataLoader(dataset, batch_sampler=picks):
-            yield items["clip"]
-        epoch += 1
-
-
-def train(
-    unet: Any, diffusion: Any, batches: Any, minutes: float, device: torch.device
-) -> tuple[torch.nn.Module, dict[str, Any]]:
+def train(unet: Any, diffusion: Any, dataset: Any, asked: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Until the minutes are over; the averaged network, and what was done."""
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = torch.optim.Adam(unet.parameters(), lr=RATE)
-    start, updates, seen, losses = time.perf_counter(), 0, 0, []
+    device = next(unet.parameters()).device
+    order, start, seen, losses = Order(0, len(dataset), asked.batch, 1), time.perf_counter(), 0, []
     with tqdm(desc="training VDM", unit="clip") as bar:
-        while time.perf_counter() - start < 60 * minutes:
-            clips = next(batches).to(device)
+        for number, (batch,) in enumerate(updates(order, dataset, 0, _ENDLESS, 0, device), start=1):
+            clips = batch["clip"]
             times = torch.randint(0, LEVELS, (len(clips),), device=device)
             loss = diffusion.p_losses(clips, times)  # it takes -1..1; `forward` would shift 0..1 there
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            updates, seen = updates + 1, seen + len(clips)
+            seen += len(clips)
             losses.append(float(loss.detach()))
-            if updates % AVERAGED_EVERY == 0:
-                decay = min(DECAY, updates / (10 * AVERAGED_EVERY + updates))  # so that an hour is enough to forget
+            if number % AVERAGED_EVERY == 0:
+                decay = min(DECAY, number / (10 * AVERAGED_EVERY + number))  # so that an hour is enough to forget
                 torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
             bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
             bar.update(len(clips))
-    return average, {"updates": updates, "clips_seen": seen, "loss": float(np.mean(losses[-50:])), "minutes": minutes}
+            if time.perf_counter() - start > 60 * asked.minutes:
+                break
+    done = {"updates": len(losses), "clips_seen": seen, "minutes": asked.minutes}
+    return average, {**done, "loss": float(np.mean(losses[-50:]))}
 
 
 @torch.inference_mode()
 def sampled(unet: torch.nn.Module, shape: tuple[int, ...], number: int, steps: int, device: torch.device) -> Any:
     """Clips (3, t, h, w) in -1..1, one after another, each of its own noise."""
     dtype = pick_dtype("auto", device)
-    network: Any = unet.to(dtype)
-    network.time_mlp[1].register_forward_pre_hook(lambda layer, given: (given[0].to(dtype),))
+    network: Any = in_dtype(unet, dtype)
     objective = Objective("epsilon", schedule="cosine", zero_terminal_snr=False)
     scheduler: Any = objective.make_scheduler("dpm++")
-    scheduler.register_to_config(thresholding=True, sample_max_value=1.0)  # x0 stays in -1..1, as the package keeps it
+    fit(scheduler, objective, bounded=True)  # x0 stays in -1..1, as the package keeps it
     for seed in range(number):
         noisy: Tensor = torch.randn((1, *shape), generator=torch.Generator().manual_seed(seed)).to(device)
         scheduler.set_timesteps(steps)

@@ -128,7 +128,24 @@ DOWN = {"shortcut": Downsample, "pooled": Pool, "strided": Strided}
 UP = {"shortcut": Upsample, "pooled": Repeat, "strided": Transposed}
 
 
-class Encoder(nn.Module):
+class Layered(nn.Module):
+    """Has layers in a row, whose activations gradient checkpointing computes again in the backward pass."""
+
+    layers: nn.ModuleList
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient_checkpointing = False
+
+    def run(self, x: Tensor) -> Tensor:
+        """Through all layers."""
+        recompute = self.gradient_checkpointing and self.training
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+        return x
+
+
+class Encoder(Layered):
     """Clip (b, c, t, h, w) -> unquantised latents (b, latent_channels, t/ft, h/fh, w/fw)."""
 
     def __init__(
@@ -143,7 +160,6 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.patch = patch
-        self.gradient_checkpointing = False
         self.stem = Conv3d(in_channels * math.prod(patch), channels[0], 3, padding=1)
         layers: list[nn.Module] = []
         for level, width in enumerate(channels):
@@ -155,11 +171,10 @@ class Encoder(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         x = self.stem(fold(clip, self.patch))
-        x = _run(self.layers, x, self.gradient_checkpointing and self.training)
-        return self.head(x)  # no norm before it: norms over space take a clip's brightness away
+        return self.head(self.run(x))  # no norm before it: norms over space take a clip's brightness away
 
 
-class Decoder(nn.Module):
+class Decoder(Layered):
     """Latents (b, latent_channels, t, h, w) -> clip (b, c, t*ft, h*fh, w*fw), the mirror of `Encoder`."""
 
     def __init__(
@@ -174,7 +189,6 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.patch = patch
-        self.gradient_checkpointing = False
         self.stem = Conv3d(latent, channels[-1], 3, padding=1)
         layers: list[nn.Module] = []
         for level in reversed(range(len(channels))):
@@ -186,16 +200,15 @@ class Decoder(nn.Module):
         self.head = Conv3d(channels[0], out * math.prod(patch), 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = _run(self.layers, self.stem(z), self.gradient_checkpointing and self.training)
+        x = self.run(self.stem(z))
         return unfold(self.head(F.silu(self.norm(x))), self.patch)
 
 
-class TATSEncoder(nn.Module):
+class TATSEncoder(Layered):
     """The encoder of TATS (Ge et al. 2022, tats/tats_vqgan.py): strided convolutions, a residual block after each."""
 
     def __init__(self, in_channels: int, channels: Sequence[int], strides: Sequence[Stride], out: int) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
         self.stem = Conv3d(in_channels, channels[0], 3, padding=1, padding_mode="replicate")
         layers: list[nn.Module] = []
         for width, wider, stride in zip(channels, channels[1:], strides, strict=False):
@@ -205,16 +218,14 @@ class TATSEncoder(nn.Module):
         self.head = Conv3d(channels[-1], out, 1)
 
     def forward(self, clip: Tensor) -> Tensor:  # (b, c, t, h, w) -> (b, out, t/ft, h/fh, w/fw)
-        x = _run(self.layers, self.stem(clip), self.gradient_checkpointing and self.training)
-        return self.head(F.silu(self.norm(x)))
+        return self.head(F.silu(self.norm(self.run(self.stem(clip)))))
 
 
-class TATSDecoder(nn.Module):
+class TATSDecoder(Layered):
     """The decoder of TATS: transposed convolutions, two residual blocks after each."""
 
     def __init__(self, latent: int, channels: Sequence[int], strides: Sequence[Stride], out: int) -> None:
         super().__init__()
-        self.gradient_checkpointing = False
         width = channels[-1]
         self.stem = Conv3d(latent, width, 1)
         self.norm = nn.GroupNorm(groups_of(width), width)
@@ -227,11 +238,4 @@ class TATSDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:  # (b, latent, t, h, w) -> (b, out, t*ft, h*fh, w*fw)
         x = F.silu(self.norm(self.stem(z)))
-        return self.head(_run(self.layers, x, self.gradient_checkpointing and self.training))
-
-
-def _run(layers: nn.ModuleList, x: Tensor, recompute: bool) -> Tensor:
-    """The layers in order; with `recompute` their activations are computed again in the backward pass."""
-    for layer in layers:
-        x = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
-    return x
+        return self.head(self.run(x))

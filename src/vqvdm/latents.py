@@ -68,6 +68,17 @@ class _Plan:
     def shards(self) -> int:
         return math.ceil(self.pairs / self.pairs_per_shard)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What an index says of it."""
+        return {
+            "videos": self.videos,
+            "windows": self.windows,
+            "flips": self.flips,
+            "shard_size": self.shard_size,
+            "shards": self.shards,
+        }
+
     def shard_pairs(self, shard: int) -> list[tuple[int, int]]:
         """The (video, window) pairs of one file, in order."""
         first = shard * self.pairs_per_shard
@@ -137,11 +148,7 @@ def write_latents(
         "clip_shape": list(clip.shape),
         "latent_shape": list(tokenizer.latent_shape(*clip.shape[1:])),
         "dtype": dtype,
-        "videos": plan.videos,
-        "windows": windows,
-        "flips": flips,
-        "shard_size": shard_size,
-        "shards": plan.shards,
+        **plan.facts,
     }
 
     def encoded(batches: list[list[tuple[int, int]]]) -> Iterator[dict[str, Tensor]]:
@@ -158,8 +165,7 @@ def write_pairs(
     facts: Mapping[str, Any],
     *,
     batch_size: int,
-    shard_size: int = 1024,
-    progress: bool = True,
+    shard_size: int,
 ) -> Path:
     """Write a cache of what a model makes of noise, and return its folder; goes on where it was interrupted.
 
@@ -171,28 +177,18 @@ def write_pairs(
         facts: `tokenizer` (its fingerprint), `classes`, `latent_shape`, `data`, and `digest`, which names the maker.
         batch_size: entries made at a time.
         shard_size: entries per file.
-        progress: show a progress bar with the remaining time.
 
     Raises:
         InputError: the disk has no room, or a file of the cache is damaged.
     """
     folder, plan = Path(folder), _Plan(number, 1, False, shard_size)
     _check_plan(plan, batch_size, "float16")
-    index = {
-        "format": 1,
-        **json.loads(json.dumps(dict(facts))),
-        "dtype": "float16",
-        "videos": number,
-        "windows": 1,
-        "flips": False,
-        "shard_size": shard_size,
-        "shards": plan.shards,
-    }
+    index = {"format": 1, **json.loads(json.dumps(dict(facts))), "dtype": "float16", **plan.facts}
 
     def made(batches: list[list[tuple[int, int]]]) -> Iterator[dict[str, Tensor]]:
         return (make([entry for entry, _ in batch]) for batch in batches)
 
-    _write(folder, index, plan, batch_size, made, "pairs", progress)
+    _write(folder, index, plan, batch_size, made, "pairs", progress=True)
     return folder
 
 

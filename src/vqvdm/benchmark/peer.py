@@ -47,9 +47,7 @@ def peer_stages(subject: Subject) -> tuple[dict[str, Stage], int]:
     torch.manual_seed(0)
     plain = unet(dim=_DIM, cond_dim=_CONDITION).to(device).eval()
     best = pick_dtype("auto", device)
-    tuned = unet(dim=_DIM, cond_dim=_CONDITION).to(device, best).eval()
-    # Its sinusoids of the noise level are float32 whatever the network is.
-    tuned.time_mlp[1].register_forward_pre_hook(lambda layer, given: (given[0].to(best),))
+    tuned = in_dtype(unet(dim=_DIM, cond_dim=_CONDITION).to(device).eval(), best)
     control = unet(dim=_DIM, cond_dim=_CONDITION, channels=latents[1]).to(device).eval()
     size = f"{data.frames}x{data.size // 2}x{data.size // 2}"
     stages = {
@@ -92,6 +90,12 @@ def _inputs(unet: nn.Module, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Te
     noisy = torch.randn(shape, device=weight.device).to(weight.dtype)
     condition = torch.randn(shape[0], _CONDITION, device=weight.device).to(weight.dtype)
     return noisy, torch.full(shape[:1], 500, device=weight.device), condition
+
+
+def in_dtype(unet: Any, dtype: torch.dtype) -> Any:
+    """The peer's network in another precision; its sinusoids of the noise level are float32 whatever the network is."""
+    unet.time_mlp[1].register_forward_pre_hook(lambda layer, given: (given[0].to(dtype),))
+    return unet.to(dtype)
 
 
 def peer_package() -> ModuleType:

@@ -28,6 +28,7 @@ from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import Recipe, run_folder
 from vqvdm.tokenizer import VideoTokenizer
+from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.dry_run import RandomItems, dry_run
 from vqvdm.train.loop import make_accelerator, train
 from vqvdm.train.optimization import (
@@ -95,6 +96,11 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
     with accelerator.main_process_first():
         dataset = _open_data(recipe, run, tokenizer, progress=accelerator.is_main_process)
     stage = DenoiserStage(recipe, accelerator, dataset, tokenizer)
+    if recipe.denoiser.start_from is not None and latest_checkpoint(run / "checkpoints" / stage.name) is None:
+        other = load_pipeline(recipe.denoiser.start_from, "cpu").denoiser
+        for network in (stage.denoiser, stage.average):
+            if network is not None:
+                start_from(network, other)
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
@@ -196,11 +202,8 @@ def start_from(denoiser: VideoDenoiser, other: VideoDenoiser) -> None:
     if other.config["num_classes"] != denoiser.config["num_classes"]:
         weights = {name: value for name, value in weights.items() if not name.startswith("class_embed.")}
         weights |= {name: value for name, value in own.items() if name.startswith("class_embed.")}
-    differing = [
-        name for name in {**own, **weights}
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    ]  # fmt: skip
-    if differing:
+    shapes, wanted = ({(name, value.shape) for name, value in some.items()} for some in (weights, own))
+    if differing := sorted({name for name, _ in shapes ^ wanted}):
         raise InputError(
             f"denoiser.start_from names a network of another architecture (weights differ in shape: {differing[0]} and "
             f"{len(differing) - 1} more); take its denoiser.model"
@@ -237,10 +240,7 @@ class DenoiserStage:
                 "channels; leave it out"
             )
         torch.manual_seed(seed_of(self.training.seed, "denoiser"))
-        denoiser = VideoDenoiser(**arguments)
-        if recipe.denoiser.start_from is not None:
-            start_from(denoiser, load_pipeline(recipe.denoiser.start_from, "cpu").denoiser)
-        self.denoiser = channels_last(denoiser, accelerator.device).to(accelerator.device)
+        self.denoiser = channels_last(VideoDenoiser(**arguments), accelerator.device).to(accelerator.device)
         if any(n % factor for n, factor in zip(extent, self.denoiser.factors, strict=True)):
             raise InputError(
                 f"denoiser.model.channels and denoiser.model.patch ask for (t, h, w) divisible by "

@@ -22,7 +22,7 @@ from vqvdm.latents import LatentCache, noise_of, write_pairs
 from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
 from vqvdm.lock import sole_writer
 from vqvdm.pipeline import VQVDMPipeline
-from vqvdm.recipe import Recipe
+from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.train.checkpoint import whole_folder
 from vqvdm.train.denoiser import train_denoiser
 from vqvdm.train.order import seed_of
@@ -85,7 +85,6 @@ def student_recipe(recipe: Recipe, run: Path) -> Recipe:
         recipe.denoiser,
         start_from=str(run / "pipeline"),
         class_dropout=0.0,  # guidance is in what it learns
-        self_conditioning=0.0,
         diffusion=replace(recipe.denoiser.diffusion, times=part.times),
         training=part.training,
     )
@@ -94,26 +93,28 @@ def student_recipe(recipe: Recipe, run: Path) -> Recipe:
 
 
 def _write_pairs(recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, folder: Path) -> None:
-    part, classes = recipe.distillation, teacher.num_classes
+    part = recipe.distillation
     facts: dict[str, Any] = {
         **{name: latents.index[name] for name in ("tokenizer", "classes", "latent_shape", "data", "clip_shape")},
         "digest": f"{teacher.fingerprint()} {part.teacher_steps} {part.teacher_guidance}",
     }
     with torch.inference_mode():
         write_pairs(
-            _maker(teacher, latents, classes, part.teacher_steps, part.teacher_guidance),
+            _maker(teacher, latents, part),
             part.pairs,
             folder,
             facts,
             batch_size=max(usual_batch(teacher.device), 32),
+            shard_size=recipe.latents.shard,
         )
 
 
 def _maker(
-    teacher: VQVDMPipeline, latents: LatentCache, classes: int, steps: int, guidance: float | None
+    teacher: VQVDMPipeline, latents: LatentCache, part: DistillationRecipe
 ) -> Callable[[list[int]], dict[str, Tensor]]:
     """Makes latents of noise for some entries, with the classes and frame rates of the training clips in turn."""
     teacher.set_progress_bar_config(disable=True)
+    classes = teacher.num_classes
 
     def make(entries: list[int]) -> dict[str, Tensor]:
         seeds = [seed_of(0, "pair", entry) for entry in entries]
@@ -124,8 +125,8 @@ def _maker(
             num_videos_per_prompt=1 if classes else len(entries),
             fps=fps.tolist() if classes else float(fps[0]),
             latents=torch.stack([noise_of(seed, latents.latent_shape) for seed in seeds]),
-            num_inference_steps=steps,
-            guidance_scale=guidance,
+            num_inference_steps=part.teacher_steps,
+            guidance_scale=part.teacher_guidance,
             output_type="latent",
         )
         return {
