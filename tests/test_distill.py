@@ -15,10 +15,11 @@ from vqvdm.loading import load_pipeline
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.train.checkpoint import latest_checkpoint
-from vqvdm.train.denoiser import DenoiserStage, start_from, train_denoiser
+from vqvdm.train.denoiser import DenoiserStage, train_denoiser
 from vqvdm.train.distill import distil
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch
+from vqvdm.train.start_from import start_denoiser_from
 
 
 def recipe_of_teacher() -> Recipe:
@@ -111,8 +112,8 @@ def test_weights_are_taken_over_but_not_classes_of_another_number(teacher: Path)
     settings = {name: value for name, value in other.config.items() if not name.startswith("_")}
     fresh = VideoDenoiser(**{**settings, "num_classes": 7})
     classes = fresh.class_embed.weight.clone()
-    start_from(fresh, other)
+    start_denoiser_from(fresh, other)
     assert torch.equal(fresh.stem.weight, other.stem.weight)
     assert torch.equal(fresh.class_embed.weight, classes)
     with pytest.raises(InputError, match="another architecture"):
-        start_from(VideoDenoiser(**{**settings, "channels": (16, 16)}), other)
+        start_denoiser_from(VideoDenoiser(**{**settings, "channels": (16, 16)}), other)

@@ -53,7 +53,7 @@ def write(folder: Path, dataset: Dataset | None = None, **options) -> Path:
 def test_entries_are_what_the_tokenizer_says(tmp_path, dtype, error):
     tokenizer, dataset = tiny_tokenizer(), Noise()
     tokenizer.set_latent_statistics(torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.5, 0.6, 0.7, 0.8]))
-    cache = LatentCache(write(tmp_path, tokenizer=tokenizer, dtype=dtype), tokenizer.fingerprint())
+    cache = LatentCache(write(tmp_path, tokenizer=tokenizer, dtype=dtype), tokenizer.latents_fingerprint())
     assert len(cache) == 7 and cache.classes == ("a", "b") and cache.variants == 4
     assert len(list(tmp_path.glob("*.safetensors"))) == 5  # 28 entries, 6 to a shard
     for index in range(7):
@@ -148,10 +148,10 @@ def test_another_tokenizer_is_refused_and_replaced(tmp_path):
     first, second = tiny_tokenizer(0), tiny_tokenizer(1)
     write(tmp_path, tokenizer=first)
     with pytest.raises(InputError) as error:
-        LatentCache(tmp_path, second.fingerprint())
-    assert first.fingerprint() in str(error.value) and second.fingerprint() in str(error.value)
+        LatentCache(tmp_path, second.latents_fingerprint())
+    assert first.latents_fingerprint() in str(error.value) and second.latents_fingerprint() in str(error.value)
     write(tmp_path, tokenizer=second, windows=1, flips=False)
-    cache = LatentCache(tmp_path, second.fingerprint())
+    cache = LatentCache(tmp_path, second.latents_fingerprint())
     assert cache.variants == 1 and len(list(tmp_path.glob("*.safetensors"))) == 2
     expected = second.encode(Noise()[(6, 0)]["clip"][None])[0]
     torch.testing.assert_close(cache[6]["latents"], expected, atol=2e-3, rtol=2e-3)

@@ -132,6 +132,17 @@ def test_autocast_does_not_reach_it(lpips: LPIPS) -> None:
     assert distance.dtype == torch.float32
 
 
+def test_autocast_reaches_it_where_that_is_enough(lpips: LPIPS) -> None:
+    x, y = images(0, 2, 3, 32, 32).requires_grad_(), images(1, 2, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = lpips(x, y, exact=False)
+    exact = lpips(x, y)
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough.float(), exact, rtol=0.02, atol=0)
+    gradients = [torch.autograd.grad(distance.sum(), x)[0].flatten() for distance in (rough, exact)]
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.9
+
+
 def test_weights_are_read_from_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.device("meta"):
         empty = LPIPS()

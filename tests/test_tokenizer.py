@@ -136,6 +136,17 @@ def test_the_fingerprint_sees_weights_and_settings() -> None:
     assert len(prints) == 4
 
 
+def test_the_fingerprint_of_latents_does_not_see_the_decoder() -> None:
+    model = tiny()
+    before = model.latents_fingerprint()
+    with torch.no_grad():
+        model.decoder.head.bias[0] += 1e-6
+    assert model.latents_fingerprint() == before
+    with torch.no_grad():
+        model.encoder.head.bias[0] += 1e-6
+    assert model.latents_fingerprint() != before
+
+
 def test_the_fingerprint_does_not_see_settings_at_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a model from before the setting would have it; lists are tuples read from a file."""
     model = tiny(strides=((2, 2, 2),))

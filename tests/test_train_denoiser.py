@@ -180,10 +180,10 @@ def test_absent_or_foreign_inputs_name_the_command_to_run(tmp_path: Path) -> Non
     (tmp_path / "elsewhere").rename(tmp_path / "latents")
     train_denoiser(recipe, tmp_path)
     tokenizer = VideoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    before = tokenizer.fingerprint()
+    before = tokenizer.latents_fingerprint()
     tokenizer.set_latent_statistics(torch.ones(3), torch.ones(3))
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    with pytest.raises(InputError, match=f"{before}.*{tokenizer.fingerprint()}.*vqvdm encode"):
+    with pytest.raises(InputError, match=f"{before}.*{tokenizer.latents_fingerprint()}.*vqvdm encode"):
         train_denoiser(recipe, tmp_path)
 
 

@@ -89,7 +89,7 @@ def tiny_recipe(adversarial: AdversarialRecipe = ADVERSARIAL, **training: Any) -
     return Recipe(
         name="tiny",
         data=DataRecipe(frames=4, size=16, workers=0),
-        tokenizer=TokenizerRecipe(TOKENIZER, TokenizerLossRecipe(adversarial=adversarial), settings),
+        tokenizer=TokenizerRecipe(TOKENIZER, TokenizerLossRecipe(adversarial=adversarial), training=settings),
         denoiser=DenoiserRecipe(DENOISER, training=settings),
         sampling=SamplingRecipe(steps=2),
     )

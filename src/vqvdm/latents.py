@@ -114,7 +114,8 @@ def write_latents(
     logged. One that has no digest, as older versions wrote them, is taken for that of the present data.
 
     Args:
-        tokenizer: a `VideoTokenizer`; `encode(clip (b, c, t, h, w))` gives normalised latents, `fingerprint()` its key.
+        tokenizer: a `VideoTokenizer`; `encode(clip (b, c, t, h, w))` gives normalised latents and
+            `latents_fingerprint()` their key.
         dataset: map-style data set of clips with `classes`; `dataset[(index, draw)]` gives a dict of `clip`,
             `class_label` and `fps`. Window w of a video is its draw w.
         folder: where the cache goes; made if absent.
@@ -141,7 +142,7 @@ def write_latents(
     tokenizer = tokenizer.to(device).eval()
     index = {
         "format": 1,
-        "tokenizer": tokenizer.fingerprint(),
+        "tokenizer": tokenizer.latents_fingerprint(),
         "data": json.loads(json.dumps(data or {})),
         "digest": digest,
         "classes": list(dataset.classes),  # type: ignore[attr-defined]

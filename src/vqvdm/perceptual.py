@@ -8,6 +8,7 @@ to lin4 (version 0.1), K = 0..4.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -53,7 +54,7 @@ SCALE = (0.458, 0.448, 0.450)
 
 
 class LPIPS(nn.Module):
-    """LPIPS distance, always in float32 and never trained; weights are random until loaded."""
+    """LPIPS distance, never trained; weights are random until loaded."""
 
     def __init__(self, stages: Sequence[Stage] = VGG16) -> None:
         """Make the network; stages other than `VGG16` and `ALEXNET` are for tests."""
@@ -70,13 +71,16 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
         nn.utils.convert_conv2d_weight_memory_format(self, torch.channels_last)
 
-    def forward(self, x: Tensor, y: Tensor, frames: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor, frames: Tensor | None = None, exact: bool = True) -> Tensor:
         """Distance of `x` and `y`, both images (b, 3, h, w) or both clips (b, 3, t, h, w), -1..1.
 
         Args:
             x: differentiable input.
             y: differentiable input; the distance is symmetric.
             frames: (b, k) int64, the frames of each clip to compare; None compares all.
+            exact: compute in float32 within autocast, too. Without it, under bf16, distances of clips and blurred
+                clips move by less than a hundredth, their gradients' cosine with the exact ones is .97 to .99, and
+                both are made in half the time: enough to train with.
 
         Returns:
             (b,) float32, at least 0; for clips the mean over the frames.
@@ -91,7 +95,8 @@ class LPIPS(nn.Module):
         batch = len(x)
         if x.ndim == 5:
             x, y = _frames_as_images(x, frames), _frames_as_images(y, frames)  # (b*k, c, h, w)
-        with torch.autocast(x.device.type, enabled=False):
+        exactly = torch.autocast(x.device.type, enabled=False) if exact else nullcontext()
+        with exactly:
             distances = self._distances(x.float(), y.float())  # (b*k,)
         return distances.view(batch, -1).mean(dim=1)  # (b,)
 

@@ -107,6 +107,8 @@ class TokenizerRecipe:
 
     model: dict[str, Any] = field(default_factory=dict)  # arguments of VideoTokenizer
     loss: TokenizerLossRecipe = field(default_factory=TokenizerLossRecipe)
+    start_from: str | None = None  # a tokenizer, run or hub id whose weights this one starts with
+    decoder_only: bool = False  # all but the decoder stays as it was there, so that latents keep their meaning
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
 
 
@@ -402,6 +404,12 @@ def _reconstruction(recipe: Recipe) -> str | None:
     return None
 
 
+def _decoder_only(recipe: Recipe) -> str | None:
+    if recipe.tokenizer is None or not recipe.tokenizer.decoder_only or recipe.tokenizer.start_from is not None:
+        return None
+    return "is true, but no tokenizer is named whose decoder to train; set tokenizer.start_from"
+
+
 # Settings that exclude each other: the key to name, and what is wrong with it (None: nothing).
 _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.diffusion.zero_terminal_snr": _terminal_noise,
@@ -410,6 +418,7 @@ _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "sampling.guidance_interval": _interval,
     "latents.flips": _flips,
     "tokenizer.model.in_channels": _colours,
+    "tokenizer.decoder_only": _decoder_only,
     "tokenizer.loss.l1": _reconstruction,
     "tokenizer.loss.adversarial.weight": _discriminators,
     "tokenizer.loss.adversarial.layers": _discriminator_layers,

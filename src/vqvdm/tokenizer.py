@@ -279,8 +279,13 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         self.use_tiling = False
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that name these settings and weights: the key of a latent cache."""
+        """Sixteen hexadecimal digits that name these settings and weights."""
         return fingerprint(changed_settings(self), self.state_dict())
+
+    def latents_fingerprint(self) -> str:
+        """As `fingerprint`, of all but the decoder: what latents follow from, and so the key of their cache."""
+        weights = {name: value for name, value in self.state_dict().items() if not name.startswith("decoder.")}
+        return fingerprint(changed_settings(self), weights)
 
 
 def _per_channel(values: Tensor) -> Tensor:

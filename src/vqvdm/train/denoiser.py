@@ -44,6 +44,7 @@ from vqvdm.train.optimization import (
     usable_copy,
 )
 from vqvdm.train.order import Batch, seed_of
+from vqvdm.train.start_from import start_denoiser_from
 from vqvdm.video import grid, write_sheet, write_video
 
 SHOWN_CLASSES = 16  # at most, in each sheet
@@ -100,7 +101,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
         other = load_pipeline(recipe.denoiser.start_from, "cpu").denoiser
         for network in (stage.denoiser, stage.average):
             if network is not None:
-                start_from(network, other)
+                start_denoiser_from(network, other)
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
@@ -144,7 +145,7 @@ def open_tokenizer(run: Path) -> VideoTokenizer:
 def open_latents(run: Path, tokenizer: VideoTokenizer) -> LatentCache:
     """The run's latent cache; InputError with the command to run if it is absent or of another tokenizer."""
     try:
-        return LatentCache(run / "latents", tokenizer.fingerprint())
+        return LatentCache(run / "latents", tokenizer.latents_fingerprint())
     except InputError as error:
         raise InputError(f"{error}: vqvdm encode {run}") from error
 
@@ -190,25 +191,6 @@ def _check_guidance(recipe: Recipe) -> None:
             f"sampling.guidance_scale is {scale:g}, but denoiser.class_dropout is 0: guidance compares with clips "
             "whose class was left out, of which there would be none; take class_dropout=0.1, say, or guidance_scale=1"
         )
-
-
-def start_from(denoiser: VideoDenoiser, other: VideoDenoiser) -> None:
-    """Give a network the weights of another one; classes begin anew if there are more or fewer of them.
-
-    Raises:
-        InputError: other parts differ in their shapes.
-    """
-    weights, own = other.state_dict(), denoiser.state_dict()
-    if other.config["num_classes"] != denoiser.config["num_classes"]:
-        weights = {name: value for name, value in weights.items() if not name.startswith("class_embed.")}
-        weights |= {name: value for name, value in own.items() if name.startswith("class_embed.")}
-    shapes, wanted = ({(name, value.shape) for name, value in some.items()} for some in (weights, own))
-    if differing := sorted({name for name, _ in shapes ^ wanted}):
-        raise InputError(
-            f"denoiser.start_from names a network of another architecture (weights differ in shape: {differing[0]} and "
-            f"{len(differing) - 1} more); take its denoiser.model"
-        )
-    denoiser.load_state_dict(weights)
 
 
 class DenoiserStage:
@@ -271,7 +253,7 @@ class DenoiserStage:
             **{f"denoiser.diffusion.{name}": value for name, value in asdict(self.objective).items()},
             "denoiser.training.optimizer": self.training.optimizer,
             "denoiser.training.ema_decay > 0": self.training.ema_decay > 0,
-            "tokenizer (its fingerprint)": None if tokenizer is None else tokenizer.fingerprint(),
+            "tokenizer (its fingerprint)": None if tokenizer is None else tokenizer.latents_fingerprint(),
         }
 
     def update(self, step: int, batches: list[Batch]) -> dict[str, Tensor | float]:

@@ -21,9 +21,11 @@ from vqvdm.data import open_dataset
 from vqvdm.discriminators import adaptive_weight, ramp_factor
 from vqvdm.errors import InputError
 from vqvdm.identity import default_settings
+from vqvdm.loading import load_tokenizer
 from vqvdm.recipe import DataRecipe, Recipe, TokenizerRecipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
+from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.dry_run import dry_run
 from vqvdm.train.loop import make_accelerator, train
 from vqvdm.train.optimization import (
@@ -40,6 +42,7 @@ from vqvdm.train.optimization import (
     usable_copy,
 )
 from vqvdm.train.order import Batch, seed_of
+from vqvdm.train.start_from import start_tokenizer_from
 from vqvdm.video import grid, to_video, write_sheet, write_video
 from vqvdm.weights.lpips import load_lpips
 
@@ -94,6 +97,12 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         unseen = open_unseen(recipe.data, warn=accelerator.is_main_process)
     stage = TokenizerStage(recipe, accelerator, dataset, unseen)
+    assert recipe.tokenizer is not None
+    if recipe.tokenizer.start_from is not None and latest_checkpoint(run / "checkpoints" / stage.name) is None:
+        other = load_tokenizer(recipe.tokenizer.start_from, "cpu")
+        for network in (stage.tokenizer, stage.average):
+            if network is not None:
+                start_tokenizer_from(network, other)
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
@@ -156,7 +165,11 @@ class TokenizerStage:
         if self.training.compile:
             self.tokenizer.compile()
 
-        self.own_optimizers = make_optimizers(self.tokenizer, self.training)  # the discriminators have theirs
+        self.learning: nn.Module = self.tokenizer
+        if recipe.tokenizer.decoder_only:
+            self.tokenizer.eval().requires_grad_(False)
+            self.learning = self.tokenizer.decoder.train().requires_grad_(True)
+        self.own_optimizers = make_optimizers(self.learning, self.training)  # the discriminators have theirs
         self.forward = accelerator.prepare_model(self.tokenizer)
         self.modules: dict[str, nn.Module] = {"model": self.tokenizer}
         self.optimizers = dict(self.own_optimizers)
@@ -169,12 +182,14 @@ class TokenizerStage:
             self.optimizers["discriminators_optimizer"] = self.critic_optimizer
         settings = {name: value for name, value in self.tokenizer.config.items() if not name.startswith("_")}
         self.defaults = {f"tokenizer.model.{name}": v for name, v in default_settings(VideoTokenizer).items()}
+        self.defaults["tokenizer.decoder_only"] = False
         self.architecture: dict[str, Any] = {
             **{f"tokenizer.model.{name}": value for name, value in settings.items()},
             **architecture_of(adversarial, "tokenizer.loss.adversarial"),
             "tokenizer.loss.adversarial.weight > 0": adversarial.weight > 0,
             "tokenizer.training.optimizer": self.training.optimizer,
             "tokenizer.training.ema_decay > 0": self.training.ema_decay > 0,
+            "tokenizer.decoder_only": recipe.tokenizer.decoder_only,
         }
 
     # --- the update ---------------------------------------------------------------------------------------------
@@ -194,7 +209,9 @@ class TokenizerStage:
             frames = (batch.uniform("frame") * clip.shape[2]).long().to(clip.device)  # (b,)
             with synchronised(self.forward, batch.last):
                 with autocast(clip.device, self.training.precision):
-                    output = self.forward(clip, quantize=step >= self.loss.quantize_after)
+                    output = self.forward(
+                        clip, quantize=self.learning is not self.tokenizer or step >= self.loss.quantize_after
+                    )
                     loss, figures = self.tokenizer_loss(clip, output, frames, step, critics)
                 self.accelerator.backward(loss / len(batches))
             if critics is not None:
@@ -205,7 +222,7 @@ class TokenizerStage:
                 figures |= more
             shares.append(figures)
 
-        norm = clip_gradients(self.tokenizer.parameters(), self.training.clip_norm)
+        norm = clip_gradients(self.learning.parameters(), self.training.clip_norm)
         for optimizer in self.own_optimizers.values():
             optimizer.step()
         if critics is not None:
@@ -225,7 +242,7 @@ class TokenizerStage:
         loss = self.loss.l1 * l1 + self.loss.l2 * l2
         figures = {"l1": l1.detach(), "psnr": psnr(l2.detach())}
         if self.lpips is not None and step >= self.loss.perceptual_after:
-            perceptual = self.lpips(reconstruction, clip, frames[:, None]).mean()
+            perceptual = self.lpips(reconstruction, clip, frames[:, None], exact=False).float().mean()
             loss = loss + self.loss.perceptual * perceptual
             figures["perceptual"] = perceptual.detach()
 
@@ -285,8 +302,9 @@ class TokenizerStage:
     def write_model(self, step: int, folder: Path, last: bool) -> dict[str, float]:
         """The tokenizer with its latent statistics; returns, at the end, its PSNR on the followed clips."""
         tokenizer = self._model()
-        number = STATISTICS_CLIPS if last else STATISTICS_CLIPS // 4
-        tokenizer.set_latent_statistics(*latent_statistics(tokenizer, self.dataset, number, self.training.batch))
+        if self.learning is self.tokenizer:  # else they stay as well
+            number = STATISTICS_CLIPS if last else STATISTICS_CLIPS // 4
+            tokenizer.set_latent_statistics(*latent_statistics(tokenizer, self.dataset, number, self.training.batch))
         figures = {}
         if last:
             clips, _ = self.followed_clips

@@ -1,0 +1,74 @@
+"""Weights to begin with: those of another network, or of a tokenizer of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from vqvdm.denoiser import VideoDenoiser
+from vqvdm.errors import InputError
+from vqvdm.tokenizer import VideoTokenizer
+
+
+def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser) -> None:
+    """Give a network the weights of another one; classes begin anew if there are more or fewer of them.
+
+    Raises:
+        InputError: other parts differ in their shapes.
+    """
+    weights = other.state_dict()
+    if other.config["num_classes"] != denoiser.config["num_classes"]:
+        own = denoiser.state_dict()
+        weights = {name: own[name] if name.startswith("class_embed.") else weights[name] for name in own}
+    _load(denoiser, weights, "denoiser")
+
+
+def start_tokenizer_from(tokenizer: VideoTokenizer, other: VideoTokenizer) -> None:
+    """Give a tokenizer the weights of another one, its codebook and statistics included.
+
+    One of images (trained with data.frames=1, of factor 1 in time) is inflated, so that on clips in which nothing
+    moves it reconstructs every frame as the image: kernels keep their central slice and are zero beside it (MAGVIT,
+    Yu et al. 2023, section 3.1), and where frames are folded into channels each of them gets an equal part.
+
+    Raises:
+        InputError: shapes differ in another way.
+    """
+    weights = other.state_dict()
+    if other.factors != tokenizer.factors:
+        if other.factors != (1, *tokenizer.factors[1:]) or tokenizer.config["resampling"] == "strided":
+            raise InputError(
+                f"tokenizer.start_from names a tokenizer of factors {other.factors}, where this one's are "
+                f"{tokenizer.factors}; of one that differs, only images' (1 in time) can be taken, and not if strided"
+            )
+        weights = _inflated(tokenizer, weights)
+    _load(tokenizer, weights, "tokenizer")
+
+
+def _inflated(tokenizer: VideoTokenizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An image tokenizer's weights in the shapes of `tokenizer`, where they can be brought into them."""
+    inflated = dict(weights)
+    for name, layer in tokenizer.named_modules():
+        weight = weights.get(f"{name}.weight")
+        if not isinstance(layer, nn.Conv3d) or weight is None:
+            continue
+        middle = weight.shape[2] // 2
+        central = torch.zeros_like(weight)
+        central[:, :, middle] = weight[:, :, middle]
+        # Folded channels have the frame first (`layers.fold`), so those of the frames lie one after the other.
+        out, fan_in = (max(n // m, 1) for n, m in zip(layer.weight.shape, weight.shape[:2], strict=False))
+        inflated[f"{name}.weight"] = central.repeat(out, fan_in, 1, 1, 1) / fan_in
+        if f"{name}.bias" in weights:
+            inflated[f"{name}.bias"] = weights[f"{name}.bias"].repeat(out)
+    return inflated
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], part: str) -> None:
+    shapes, wanted = ({(name, value.shape) for name, value in some.items()} for some in (weights, network.state_dict()))
+    if differing := sorted({name for name, _ in shapes ^ wanted}):
+        raise InputError(
+            f"{part}.start_from names a network of another architecture (weights differ in shape: {differing[0]} and "
+            f"{len(differing) - 1} more); take its {part}.model"
+        )
+    network.load_state_dict(weights)
