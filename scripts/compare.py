@@ -9,15 +9,19 @@ goes on. Denoisers share the tokenizer and the latents of the run named by --lat
 
 The file of variants holds `recipe`, `stage` (tokenizer or denoiser), `evaluate` (further words for `vqvdm evaluate`),
 `common` (overrides of all) and `variants` (name: overrides). A number of updates may be a share: quantize_after=30%.
+A variant of `first`, `share` and `then` trains with the overrides of `first` for that share of the time, and starts
+from what comes of it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
 import sys
+import time
+from argparse import ArgumentParser, Namespace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from vqvdm.evaluation.report import table as markdown
 from vqvdm.structure import listed
 
 TRIAL, SKIPPED = 24, 8  # updates that tell the speed, of which the first do not count
+NEVER = 10**6
 COLUMNS = {
     "tokenizer": ("psnr", "ssim", "lpips_vgg", "lpips_alex", "rfvd", "codebook_usage"),
     "denoiser": ("fvd", "kvd", "judge", "motion", "precision", "recall"),
@@ -35,7 +40,7 @@ COLUMNS = {
 
 def main() -> None:
     """Train, score and tabulate."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("table", type=Path, help="the file of variants")
     parser.add_argument("overrides", nargs="*", help="changes of all variants as key=value")
     parser.add_argument("--minutes", type=float, required=True, help="of training, each")
@@ -49,37 +54,67 @@ def main() -> None:
     for name, changes in table["variants"].items():
         if asked.only and name not in listed(asked.only):
             continue
-        overrides = [*table.get("common", []), *(changes or []), *asked.overrides]
-        rows[name] = one(table, folder / name, overrides, asked.minutes, asked.latents)
+        rows[name] = one(table, folder / name, changes or [], asked)
         print(as_table(rows, COLUMNS[table["stage"]]), flush=True)
 
 
-def one(table: dict[str, Any], run: Path, overrides: list[str], minutes: float, latents: Path | None) -> dict[str, Any]:
+def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], asked: Namespace) -> dict[str, Any]:
     """The figures of a variant, trained and scored unless that has been done."""
     stage, report = table["stage"], run / "scores.json"
+    common, minutes = table.get("common", []), asked.minutes
     if not report.exists():
-        train = ["train", stage, table["recipe"]]
-        quiet = [f"{stage}.training.{key}=1000000" for key in ("sample_every", "checkpoint_every")]
-        if not (run / "steps").exists():
-            trial = run.with_name(f".{run.name}-trial")
-            prepare(trial, latents)
-            few = [f"{stage}.training.steps={TRIAL}", f"{stage}.training.log_every=1", *quiet]
-            vqvdm(*train, *resolved(overrides, 0), "--run", trial, *few)
-            seconds = [record["seconds"] for record in log_of(trial, stage)]
-            speed = (seconds[-1] - seconds[SKIPPED - 1]) / (len(seconds) - SKIPPED)
-            shutil.rmtree(trial)
-            run.mkdir(parents=True, exist_ok=True)
-            (run / "steps").write_text(str(max(round(60 * minutes / speed), 1)))
-        prepare(run, latents)
-        steps = int((run / "steps").read_text())
-        vqvdm(*train, *resolved(overrides, steps), "--run", run, f"{stage}.training.steps={steps}", *quiet[:1])
+        if isinstance(changes, dict):
+            first = run / "first"
+            overrides = [*common, *changes["first"], *asked.overrides]
+            train(table, first, overrides, minutes * changes["share"], asked.latents)
+            minutes, changes = minutes * (1 - changes["share"]), [*changes["then"], f"{stage}.start_from={first}"]
+        overrides = [*common, *changes, *asked.overrides]
+        train(table, run, overrides, minutes, asked.latents)
         verb = {"tokenizer": "reconstructions", "denoiser": "samples"}[stage]
         clips = next((word.partition("=")[2] for word in overrides if word.startswith("data.path=")), "toy")
         against = ["--reference", clips] if stage == "denoiser" else [clips]
         vqvdm("evaluate", verb, run, *against, *map(str, table.get("evaluate", [])), "--report", report)
-    last = log_of(run, stage)[-1]
+    parts = [log_of(part, stage)[-1] for part in (run / "first", run) if part.exists()]
     metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
-    return {"updates": last["step"], "minutes": last["seconds"] / 60, **{k: v["value"] for k, v in metrics.items()}}
+    figures = {name: figure["value"] for name, figure in metrics.items()}
+    return {"updates": parts[-1]["step"], "minutes": sum(part["seconds"] for part in parts) / 60, **figures}
+
+
+def train(table: dict[str, Any], run: Path, overrides: list[str], minutes: float, latents: Path | None) -> None:
+    """Train a variant for so long."""
+    stage = table["stage"]
+    words = ["train", stage, table["recipe"]]
+    quiet = [f"{stage}.training.{key}=1000000" for key in ("sample_every", "checkpoint_every")]
+    if not (run / "steps").exists():
+        trial = run.with_name(f".{run.name}-trial")
+        endless = [f"{stage}.training.steps={NEVER}", f"{stage}.training.log_every=1", *quiet, "--run", trial]
+        begins = sorted({0.0, *(share for word in overrides if (share := share_of(word)) is not None)})
+        mean = 0.0  # seconds of an update, of which each part of the training has its own
+        for begin, end in pairwise([*begins, 1.0]):
+            prepare(trial, latents)
+            now = with_shares(overrides, {share: 0 if share <= begin else NEVER for share in begins})
+            mean += (end - begin) * seconds_of_an_update([*words, *now, *endless], trial, stage)
+            shutil.rmtree(trial)
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "steps").write_text(str(max(round(60 * minutes / mean), 1)))
+    prepare(run, latents)
+    steps = int((run / "steps").read_text())
+    updates = {share: round(share * steps) for word in overrides if (share := share_of(word)) is not None}
+    now = with_shares(overrides, updates)
+    vqvdm(*words, *now, "--run", run, f"{stage}.training.steps={steps}", *quiet[:1])
+
+
+def seconds_of_an_update(words: list[str | Path], trial: Path, stage: str) -> float:
+    """Mean of a few updates of a training that is then killed."""
+    command = [sys.executable, "-m", "vqvdm", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        while len(seconds := [record["seconds"] for record in log_of(trial, stage)]) < TRIAL:
+            if process.poll() is not None:
+                _, complaint = process.communicate()
+                sys.exit(f"vqvdm {' '.join(command[3:])}\n{complaint[-2000:]}")
+            time.sleep(0.2)
+        process.kill()
+    return (seconds[-1] - seconds[SKIPPED - 1]) / (len(seconds) - SKIPPED)
 
 
 def prepare(run: Path, latents: Path | None) -> None:
@@ -98,18 +133,26 @@ def vqvdm(*words: str | Path) -> None:
         sys.exit(f"vqvdm {' '.join(command[3:])}\n{done.stderr[-2000:]}")
 
 
-def resolved(overrides: list[str], steps: int) -> list[str]:
-    """Shares of the training, such as loss.quantize_after=30%, as updates."""
+def with_shares(overrides: list[str], updates: dict[float, int]) -> list[str]:
+    """The overrides, in which shares of the training, such as loss.quantize_after=30%, become numbers of updates."""
     words = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        words.append(f"{key}={round(steps * float(value[:-1]) / 100)}" if value.endswith("%") else override)
+    for word in overrides:
+        key, share = word.partition("=")[0], share_of(word)
+        words.append(word if share is None else f"{key}={updates[share]}")
     return words
+
+
+def share_of(override: str) -> float | None:
+    """0.3 of loss.quantize_after=30%; None of others."""
+    value = override.partition("=")[2]
+    return float(value[:-1]) / 100 if value.endswith("%") else None
 
 
 def log_of(run: Path, stage: str) -> list[dict[str, Any]]:
     """The records of a stage's updates."""
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    log = run / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may still be written
     return [record for record in records if record["stage"] == stage and "seconds" in record]
 
 

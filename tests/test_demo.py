@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +19,8 @@ import pytest
 from PIL import Image
 
 import vqvdm.demo.clips
+from tiny_pipeline import tiny_pipeline
+from vqvdm import models
 from vqvdm.charts import Series, line_chart, matrix
 from vqvdm.demo.clips import Generated, Unseen, UnseenClips, judge_clips
 from vqvdm.demo.page import strip
@@ -97,13 +100,22 @@ def times_of(run: Path, *names: str) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory) -> Iterator[Path]:
     """The folder of a whole demo that was stopped in stage 1 and again while it sampled."""
-    run = tmp_path_factory.mktemp("runs") / "demo"
+    run, packaged = tmp_path_factory.mktemp("runs") / "demo", tmp_path_factory.mktemp("models")
+    tiny_pipeline().save_pretrained(packaged / "toy")
+    with pytest.MonkeyPatch.context() as packages:
+        packages.setattr(models, "_FOLDER", packaged)
+        yield stopped_twice(run)
+
+
+def stopped_twice(run: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         stop_in_stage_one(patch)
         with pytest.raises(KeyboardInterrupt):
             main(*SETTINGS, run=run, clips=1)
+    page = (run / "index.html").read_text(encoding="utf-8")  # shown before anything is trained
+    assert "The model that comes with the package" in page and "Numbers" not in page
     assert (run / "checkpoints" / "tokenizer" / "step-00000002").is_dir()
     with pytest.MonkeyPatch.context() as patch:
         stop_while_sampling(patch, RATES[1])
@@ -138,6 +150,7 @@ def test_everything_the_page_refers_to_is_there(finished):
     page = (finished / "index.html").read_text(encoding="utf-8")
     links = re.findall(r'(?:href|src)="([^"]+)"', page)
     assert len([link for link in links if link.startswith("videos/") and link.endswith(".mp4")]) == 40
+    assert len([link for link in links if link.startswith("bundled/")]) == 3 * 3  # of the three classes it has
     for link in links:
         assert (finished / unquote(link)).exists(), link
     assert re.search(r"https?://", page) is None and "<script" not in page  # works from disk, without a network

@@ -7,7 +7,7 @@ import pytest
 
 from vqvdm.data.toy import CLASSES, ToyMotions
 from vqvdm.errors import InputError
-from vqvdm.metrics.motion import motion_distance, motion_features
+from vqvdm.metrics.motion import edge_speed, motion_distance, motion_features, smoothness
 
 WORLD = ToyMotions(size=32, frames=16, seed=0)
 
@@ -83,3 +83,20 @@ def test_still_clips_are_finite():
     assert np.isfinite(motion_features(still)).all()
     with pytest.raises(InputError, match="at least 5 frames, not 4"):
         motion_features(still[:4])
+
+
+def test_speed_and_smoothness_have_the_size_of_what_moves(real):
+    """A bar that moves by a pixel of 64 a frame, as it is, trembling and still."""
+    video = np.zeros((16, 64, 64, 3), np.uint8)
+    for number, frame in enumerate(video):
+        frame[:, 16 + number : 24 + number] = 255
+    moving = motion_features(video)[None]
+    assert edge_speed(moving) == pytest.approx(0.5, rel=0.1)
+    assert smoothness(moving) == pytest.approx(4, rel=0.1)
+    trembling = motion_features(video[np.arange(16) % 2])[None]
+    assert smoothness(trembling) < 0.1  # each change is undone
+    still = motion_features(video[np.zeros(16, int)])[None]
+    assert (edge_speed(still), smoothness(still)) == (0, 1)
+    slow = features([WORLD.render(number, label=1, fps=16).video for number in range(20)])
+    fast = features([WORLD.render(number, label=1, fps=8).video for number in range(20)])
+    assert edge_speed(fast) > 1.5 * edge_speed(slow)

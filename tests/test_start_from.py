@@ -31,9 +31,10 @@ def starting_from(source: Path, steps: int, decoder_only: bool = False) -> Recip
     return replace(recipe, tokenizer=part)
 
 
-@pytest.mark.parametrize("resampling", ["shortcut", "pooled"])
-def test_an_inflated_image_tokenizer_reconstructs_still_clips_as_images(resampling: str) -> None:
+@pytest.mark.parametrize(("resampling", "pixels"), [("shortcut", 0), ("shortcut", 4), ("pooled", 0)])
+def test_an_inflated_image_tokenizer_reconstructs_still_clips_as_images(resampling: str, pixels: int) -> None:
     settings = {"channels": (16, 32), "latent_channels": 4, "quantizer": "none", "resampling": resampling}
+    settings["pixel_channels"] = pixels
     torch.manual_seed(0)
     images = VideoTokenizer(patch=(1, 4, 4), strides=((1, 2, 2),), **settings)  # type: ignore[arg-type]
     clips = VideoTokenizer(patch=(2, 4, 4), strides=((2, 2, 2),), **settings)  # type: ignore[arg-type]

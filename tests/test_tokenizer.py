@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vqvdm import VideoTokenizer
-from vqvdm.autoencoder import Downsample, Strided, TATSDecoder, TATSEncoder, Transposed, Upsample
+from vqvdm.autoencoder import Decoder, Downsample, Strided, TATSDecoder, TATSEncoder, Transposed, Upsample
 from vqvdm.errors import InputError
 from vqvdm.identity import changed_settings
 from vqvdm.layers import fold, unfold
@@ -51,6 +51,22 @@ def test_the_shortcuts_are_average_and_repetition() -> None:
     x = torch.randn(1, 4, 4, 4, 4)
     torch.testing.assert_close(down(x), torch.nn.functional.avg_pool3d(x, 2))
     torch.testing.assert_close(up(x), torch.nn.functional.interpolate(x, scale_factor=2.0))
+
+
+@torch.no_grad()
+def test_pixels_are_products_beside_whole_patches() -> None:
+    """The last layers against their formula: patches + conv(a * SiLU(b)), a and b of SiLU(up) at every pixel."""
+    decoder = tiny(pixel_channels=4).decoder
+    assert isinstance(decoder, Decoder) and decoder.pixels is not None
+    z = torch.randn(2, 3, 2, 4, 4)
+    x = torch.nn.functional.silu(decoder.norm(decoder.run(decoder.stem(z))))
+    up, gate, head = decoder.pixels.up, decoder.pixels.gate, decoder.head
+    pixels = torch.nn.functional.silu(unfold(up(x), (2, 4, 4)))
+    both = torch.nn.functional.conv3d(pixels, gate.weight, gate.bias, padding=(0, 1, 1))
+    product = both[:, :4] * torch.nn.functional.silu(both[:, 4:])
+    made = torch.nn.functional.conv3d(product, head.weight, head.bias, padding=(0, 1, 1))
+    torch.testing.assert_close(decoder(z), made + unfold(decoder.patches(x), (2, 4, 4)))
+    assert decoder(z).shape == (2, 3, 8, 32, 32)
 
 
 @pytest.mark.parametrize(("quantizer", "codebooks"), [("ema", 1), ("ema", 3), ("fsq", 1), ("none", 1)])
@@ -114,7 +130,7 @@ def test_an_extent_that_does_not_divide_is_refused_with_the_nearest() -> None:
 
 @pytest.mark.parametrize(("quantizer", "codebooks"), [("ema", 1), ("ema", 3), ("fsq", 1), ("none", 1)])
 def test_save_and_load_bit_for_bit(quantizer: str, codebooks: int, tmp_path) -> None:
-    model, x = tiny(quantizer=quantizer, codebooks=codebooks), clip()
+    model, x = tiny(quantizer=quantizer, codebooks=codebooks, pixel_channels=4), clip()
     model(x)
     model.eval()
     model.set_latent_statistics(torch.randn(3), torch.rand(3) + 0.5)
@@ -229,6 +245,7 @@ def test_it_learns_one_clip_by_heart(quantizer: str) -> None:
         ({"strides": ((0, 2, 2),)}, "each stride"),
         ({"strides": ((-2, 2, 2),)}, "each stride"),
         ({"blocks": -1}, "blocks must be"),
+        ({"pixel_channels": -1}, "pixel_channels must be"),
         ({"layout": "taming"}, '"vqvdm" or "tats"'),
         ({"layout": "tats"}, "without a patch"),
         ({"resampling": "bilinear"}, "shortcut, pooled, strided"),

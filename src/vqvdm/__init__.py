@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vqvdm.data import open_dataset
     from vqvdm.denoiser import VideoDenoiser
     from vqvdm.errors import InputError
+    from vqvdm.models import bundled
     from vqvdm.pipeline import VQVDMPipeline
     from vqvdm.recipe import Recipe
     from vqvdm.tokenizer import VideoTokenizer
@@ -30,6 +31,7 @@ __all__ = [
     "VideoDenoiser",
     "VQVDMPipeline",
     "Recipe",
+    "bundled",
     "open_dataset",
     "train_tokenizer",
     "train_denoiser",
@@ -42,6 +44,7 @@ _HOMES = {
     "VideoDenoiser": "vqvdm.denoiser",
     "VQVDMPipeline": "vqvdm.pipeline",
     "Recipe": "vqvdm.recipe",
+    "bundled": "vqvdm.models",
     "open_dataset": "vqvdm.data",
     "train_tokenizer": "vqvdm.train.tokenizer",
     "train_denoiser": "vqvdm.train.denoiser",

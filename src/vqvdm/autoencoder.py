@@ -174,8 +174,29 @@ class Encoder(Layered):
         return self.head(self.run(x))  # no norm before it: norms over space take a clip's brightness away
 
 
+class Pixels(nn.Module):
+    """From patches to `pixel_channels` at every pixel, which products of a gated convolution (Dauphin et al. 2017) mix.
+
+    An edge is a product: how far a pixel is covered, times the difference of two colours. Sums alone, of which a plain
+    last layer is made, blur it.
+    """
+
+    def __init__(self, channels: int, patch: Stride, pixel_channels: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.up = Conv3d(channels, pixel_channels * math.prod(patch), (1, 3, 3), padding=(0, 1, 1))
+        self.gate = Conv3d(pixel_channels, 2 * pixel_channels, (1, 3, 3), padding=(0, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, channels, t, h, w) -> (b, pixel_channels, t*pt, h*ph, w*pw)
+        values, gates = self.gate(F.silu(unfold(self.up(x), self.patch))).chunk(2, dim=1)
+        return values * F.silu(gates)
+
+
 class Decoder(Layered):
-    """Latents (b, latent_channels, t, h, w) -> clip (b, c, t*ft, h*fh, w*fw), the mirror of `Encoder`."""
+    """Latents (b, latent_channels, t, h, w) -> clip (b, c, t*ft, h*fh, w*fw), the mirror of `Encoder`.
+
+    With `pixel_channels` a few layers at full resolution follow, beside a linear one that makes whole patches.
+    """
 
     def __init__(
         self,
@@ -186,6 +207,7 @@ class Decoder(Layered):
         blocks: Sequence[int],
         out: int,
         resampling: Resampling = "shortcut",
+        pixel_channels: int = 0,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -197,11 +219,19 @@ class Decoder(Layered):
                 layers.append(UP[resampling](channels[level], channels[level - 1], strides[level - 1]))
         self.layers = nn.ModuleList(layers)
         self.norm = nn.GroupNorm(groups_of(channels[0]), channels[0])
-        self.head = Conv3d(channels[0], out * math.prod(patch), 3, padding=1)
+        self.pixels: Pixels | None = None
+        if pixel_channels:
+            self.pixels = Pixels(channels[0], patch, pixel_channels)
+            self.patches = Conv3d(channels[0], out * math.prod(patch), 1)
+            self.head = Conv3d(pixel_channels, out, (1, 3, 3), padding=(0, 1, 1))
+        else:
+            self.head = Conv3d(channels[0], out * math.prod(patch), 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.run(self.stem(z))
-        return unfold(self.head(F.silu(self.norm(x))), self.patch)
+        x = F.silu(self.norm(self.run(self.stem(z))))
+        if self.pixels is None:
+            return unfold(self.head(x), self.patch)
+        return self.head(self.pixels(x), plus=unfold(self.patches(x), self.patch))
 
 
 class TATSEncoder(Layered):

@@ -12,6 +12,7 @@ import torch
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
+from vqvdm import models
 from vqvdm.errors import InputError, reason_of
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processor import fast_bf16
@@ -48,7 +49,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_pipeline(
     model: str | os.PathLike[str], device: str = "auto", dtype: torch.dtype | None = None
 ) -> VQVDMPipeline:
-    """A pipeline from its folder, from a run folder that holds `pipeline/`, or from the hub.
+    """A pipeline from its folder, from a run folder that holds `pipeline/`, bundled, or from the hub.
 
     Raises:
         InputError: there is none, or its files are damaged.
@@ -69,7 +70,7 @@ def find_pipeline(model: str | os.PathLike[str]) -> Path | None:
 
 
 def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> VideoTokenizer:
-    """A tokenizer from its folder, from a pipeline or run folder that holds `tokenizer/`, or from the hub.
+    """A tokenizer from its folder, from a pipeline or run folder that holds `tokenizer/`, bundled, or from the hub.
 
     Raises:
         InputError: there is none, or its files are damaged.
@@ -84,7 +85,12 @@ def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> Video
 
 
 def _find(model: str | os.PathLike[str], places: Sequence[str], marker: str, what: str) -> Path | None:
-    """The first of the places below `model` that holds the marker; None if `model` looks like a name on the hub."""
+    """The first of the places below `model` that holds the marker; None if `model` looks like a name on the hub.
+
+    A folder comes before a bundled model of its name.
+    """
+    if not Path(model).exists() and os.fspath(model) in models.names():
+        model = models.bundled(os.fspath(model))
     if Path(model).is_dir():
         found = [Path(model) / place for place in places if (Path(model) / place / marker).is_file()]
         if not found:
@@ -92,7 +98,10 @@ def _find(model: str | os.PathLike[str], places: Sequence[str], marker: str, wha
             raise InputError(f"{model} holds no {what.removeprefix('a ')}: there is none of {looked}")
         return found[0]
     if Path(model).exists() or not _HUB_ID.fullmatch(os.fspath(model)):
-        raise InputError(f"{model} is neither a folder nor a name on the hub (owner/name)")
+        there = ", ".join(models.names())
+        raise InputError(
+            f"{model} is neither a folder nor a name on the hub (owner/name)" + (f" nor of {there}" if there else "")
+        )
     return None
 
 

@@ -75,6 +75,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         layout: Literal["vqvdm", "tats"] = "vqvdm",
         resampling: Resampling = "shortcut",
         codebook_gradient: Gradient = "straight",
+        pixel_channels: int = 0,
     ) -> None:
         """Build an untrained tokenizer.
 
@@ -93,6 +94,8 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             layout: "vqvdm", or "tats" for comparison, which has no patch and blocks of its own.
             resampling: how "vqvdm" changes the resolution, see `vqvdm.autoencoder`.
             codebook_gradient: see `EMACodebook`.
+            pixel_channels: width of the last layers of "vqvdm", which work on single pixels (see
+                `vqvdm.autoencoder.Pixels`); 0 makes each patch by one linear layer.
 
         Raises:
             InputError: settings that contradict each other.
@@ -102,7 +105,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         strides = tuple(tuple(stride) for stride in strides)
         blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
         _check(in_channels, latent_channels, channels, patch, strides, blocks)
-        _check_layout(layout, resampling, channels, patch, strides)
+        _check_layout(layout, resampling, channels, patch, strides, pixel_channels)
         ft, fh, fw = (math.prod(axis) for axis in zip(patch, *strides, strict=True))
         self.factors: Stride = (ft, fh, fw)
         self.running_norm = RunningNorm(latent_channels)
@@ -113,7 +116,9 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             self.decoder = TATSDecoder(latent_channels, channels, strides, in_channels)
         else:
             self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels, resampling)
-            self.decoder = Decoder(latent_channels, channels, patch, strides, blocks, in_channels, resampling)
+            self.decoder = Decoder(
+                latent_channels, channels, patch, strides, blocks, in_channels, resampling, pixel_channels
+            )
         self.codebook: Quantizer | None = None
         if quantizer == "ema":
             if codebooks < 1 or latent_channels % codebooks:
@@ -328,15 +333,23 @@ def _check(
 
 
 def _check_layout(
-    layout: str, resampling: str, channels: tuple[int, ...], patch: Stride, strides: tuple[Stride, ...]
+    layout: str,
+    resampling: str,
+    channels: tuple[int, ...],
+    patch: Stride,
+    strides: tuple[Stride, ...],
+    pixel_channels: int,
 ) -> None:
+    if pixel_channels < 0:
+        raise InputError(f"pixel_channels must be 0 or a width, not {pixel_channels}")
     if layout not in ("vqvdm", "tats"):
         raise InputError(f'layout must be "vqvdm" or "tats", not {layout!r}')
     if resampling not in DOWN:
         raise InputError(f"resampling must be one of {', '.join(DOWN)}, not {resampling!r}")
-    if layout == "tats" and (patch != (1, 1, 1) or resampling != "shortcut"):
+    if layout == "tats" and (patch != (1, 1, 1) or resampling != "shortcut" or pixel_channels):
         raise InputError(
-            'layout "tats" resamples in its own way, without a patch: leave resampling, set patch [1, 1, 1]'
+            'layout "tats" resamples in its own way, without a patch: leave resampling and pixel_channels, '
+            "set patch [1, 1, 1]"
         )
     fixed = layout == "tats" or resampling == "strided"  # their kernel of 4 is made for strides of 1, 2 and 4
     for fine, coarse, stride in zip(channels, channels[1:], strides, strict=False):

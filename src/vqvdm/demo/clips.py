@@ -15,9 +15,10 @@ from torch.utils.data import Dataset
 
 from vqvdm.data.toy import ToyMotions
 from vqvdm.files import write_bytes
-from vqvdm.generation import generate, make_orders
+from vqvdm.generation import Order, generate, make_orders
 from vqvdm.judge import CLASSES, Judgement, judge
 from vqvdm.loading import load_pipeline, load_tokenizer
+from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import Recipe
 from vqvdm.verbs.reconstruct import reconstruct
 from vqvdm.video import Video, to_clip
@@ -96,22 +97,24 @@ def generate_clips(recipe: Recipe, run: Path, clips: int, rates: Sequence[float]
     generated: list[Generated] = []
     for fps in rates:
         path = run / "clips" / f"generated-{fps:g}fps.safetensors"
-        videos = _kept(path, key)
-        if videos is None:
-            made = generate(pipeline, orders, SAMPLING_BATCH, {**arguments, "fps": fps})
-            videos = np.stack([video for _, video, _ in made])  # (n, t, h, w, 3)
-            write_bytes(path, save({"videos": videos}, metadata={"key": key}))
+        videos = kept_videos(path, key, pipeline, orders, {**arguments, "fps": fps})
         for order, video in zip(orders, videos, strict=True):
             assert order.label is not None
             generated.append(Generated(order.label, order.number, fps, order.seed, video))
     return generated
 
 
-def _kept(path: Path, key: str) -> np.ndarray | None:
-    if not path.is_file():
-        return None
-    with safe_open(path, "numpy") as file:
-        return file.get_tensor("videos") if file.metadata()["key"] == key else None
+def kept_videos(
+    path: Path, key: str, pipeline: VQVDMPipeline, orders: Sequence[Order], arguments: dict[str, Any]
+) -> np.ndarray:
+    """Generated videos, uint8 (n, t, h, w, 3), in the order of `orders`; made unless `path` keeps them under `key`."""
+    if path.is_file():
+        with safe_open(path, "numpy") as file:
+            if file.metadata()["key"] == key:
+                return file.get_tensor("videos")
+    videos = np.stack([video for _, video, _ in generate(pipeline, orders, SAMPLING_BATCH, arguments)])
+    write_bytes(path, save({"videos": videos}, metadata={"key": key}))
+    return videos
 
 
 def reconstruct_clips(recipe: Recipe, run: Path, clips: int, rates: Sequence[float]) -> list[Unseen]:

@@ -27,15 +27,21 @@ SHEET_FRAMES = 8
 
 def write_videos(folder: Path, generated: Sequence[Generated], unseen: Sequence[Unseen]) -> None:
     """One MP4 for each generated clip, and for one unseen clip of each class with its reconstruction at its right."""
-    shutil.rmtree(folder, ignore_errors=True)
+    write_generated(folder, generated)
     source = {"generator": f"vqvdm {__version__}"}
-    for clip in generated:
-        facts = {**source, "ai_generated": True, "class": CLASSES[clip.label], "seed": clip.seed, "fps": clip.fps}
-        write_video(folder / f"{clip.file}.mp4", enlarged(clip.video, SIDE), clip.fps, facts)
     for pair in (first(unseen, label) for label in range(len(CLASSES))):
         both = grid([enlarged(pair.real, SIDE), enlarged(pair.made, SIDE)], columns=2, pad=4)
         facts = {**source, "content": "a clip, and its reconstruction at the right", "psnr_db": round(pair.psnr, 2)}
         write_video(folder / f"{pair.file}.mp4", both, pair.fps, facts)
+
+
+def write_generated(folder: Path, generated: Sequence[Generated]) -> None:
+    """One MP4 for each clip; what was in the folder goes."""
+    shutil.rmtree(folder, ignore_errors=True)
+    source = {"generator": f"vqvdm {__version__}", "ai_generated": True}
+    for clip in generated:
+        facts = {**source, "class": CLASSES[clip.label], "seed": clip.seed, "fps": clip.fps}
+        write_video(folder / f"{clip.file}.mp4", enlarged(clip.video, SIDE), clip.fps, facts)
 
 
 def write_sheet_of_classes(path: Path, generated: Sequence[Generated], unseen: Sequence[Unseen]) -> None:

@@ -27,10 +27,19 @@ from vqvdm.video import Video
 
 SHOWN = 4  # generated clips of each class and frame rate: the first ones, not the best ones
 _STYLE = Path(__file__).with_name("page.css")
+_PAUSE = (
+    '<label class="pause"><input type="checkbox" id="pause"> <span class="still">hold still</span>'
+    '<span class="move">move</span></label>'
+)
 
 
 def write_page(
-    recipe: Recipe, run: Path, report: Mapping[str, Any], generated: Sequence[Generated], unseen: Sequence[Unseen]
+    recipe: Recipe,
+    run: Path,
+    report: Mapping[str, Any],
+    generated: Sequence[Generated],
+    unseen: Sequence[Unseen],
+    bundled: Sequence[Generated] = (),
 ) -> None:
     """Write `run`/index.html and `run`/figures.
 
@@ -39,17 +48,18 @@ def write_page(
         run: its log.jsonl gives the curves.
         report: from `make_report`.
         generated, unseen: judged clips.
+        bundled: judged clips of the model that comes with the package.
     """
     figures = make_figures(run, report)
     for name, (_, svg) in figures.items():
         write_text(run / "figures" / f"{name}.svg", alone(svg))
-    side = report["size"]
-    scale = f"--large: {side * max(1, round(96 / side))}px; --small: {side * max(1, round(64 / side))}px"
     body = [
         _header(report),
         _cards(report),
+        *_bundled(bundled),
         '<h2 id="clips">Class by class</h2>',
         _explanation(),
+        "" if bundled else _PAUSE,
         *(_class_rows(label, report, generated, unseen) for label in range(len(CLASSES))),
         "<h2>Figures</h2>",
         '<div class="figures">',
@@ -58,15 +68,53 @@ def write_page(
         _numbers(report),
         _going_on(recipe, run),
     ]
+    _write(run, recipe.name, _scale(report["size"], report["frames"]), body)
+
+
+def write_first_page(run: Path, name: str, bundled: Sequence[Generated]) -> Path:
+    """Write `run`/index.html for the time of the training, with what the bundled model makes; return it."""
+    text = (
+        "<header><h1>Moving pictures from noise</h1><p>This page is of the time in which the demo trains a small model "
+        "of its own. It will tell of both when that is done: load it again then.</p></header>"
+    )
+    return _write(run, name, "", [text, *_bundled(bundled)])
+
+
+def _write(run: Path, name: str, scale: str, body: Sequence[str]) -> Path:
+    page = run / "index.html"
     write_text(
-        run / "index.html",
+        page,
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>vqvdm demo: {escape(recipe.name)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}"
-        f":root {{ {scale}; --frames: {report['frames']} }}\n</style></head>\n<body><main>\n"
-        + "\n".join(body)
-        + "\n</main></body></html>\n",
+        f"<title>vqvdm demo: {escape(name)}</title>\n<style>\n{_STYLE.read_text(encoding='utf-8')}"
+        f":root {{ {scale} }}\n</style></head>\n<body><main>\n" + "\n".join(body) + "\n</main></body></html>\n",
     )
+    return page
+
+
+def _scale(side: int, frames: int) -> str:
+    """How large clips are shown, as CSS."""
+    large, small = (side * max(1, round(pixels / side)) for pixels in (96, 64))
+    return f"--large: {large}px; --small: {small}px; --frames: {frames}"
+
+
+def _bundled(clips: Sequence[Generated]) -> list[str]:
+    if not clips:
+        return []
+    frames, side = clips[0].video.shape[:2]
+    right = sum(clip.judged.label == clip.label for clip in clips)
+    groups = [
+        _group(name, [_generated_cell(clip, "bundled") for clip in clips if clip.label == label])
+        for label, name in enumerate(CLASSES)
+    ]
+    return [
+        '<h2 id="bundled">The model that comes with the package</h2>',
+        f"<p>Trained on the same world at {side}×{side} pixels, for hours, and made just now on this machine by what "
+        f"<code>vqvdm sample</code> calls: the first clips of each class, not the best. The judge recognises "
+        f"{right} of {len(clips)}. A click opens a clip as a video file.</p>",
+        _PAUSE,
+        f'<section style="{_scale(side, frames)}"><div class="groups">{"".join(groups)}</div></section>',
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------- above
@@ -136,8 +184,6 @@ def _explanation() -> str:
         "makes when asked for the class by name: the first clips of each class, not the best. At both frame rates it "
         "starts from the same noise. Below each stands what the judge saw, which measures position, size and angle "
         "and knows nothing of the networks. A click opens a clip as a video file.</p>"
-        '<label class="pause"><input type="checkbox" id="pause"> <span class="still">hold still</span>'
-        '<span class="move">move</span></label>'
     )
 
 
@@ -163,13 +209,13 @@ def _class_rows(label: int, report: Mapping[str, Any], generated: Sequence[Gener
     )
 
 
-def _generated_cell(clip: Generated) -> str:
+def _generated_cell(clip: Generated, folder: str = "videos") -> str:
     asked, seen = CLASSES[clip.label], clip.judged.name
     verdict = f'<span class="wrong">{"nothing" if seen == "none" else seen}</span>'
     if clip.judged.label == clip.label:
         verdict = '<span class="right">✓</span>'
     words = f"generated clip, {asked} asked for, {clip.fps:g} frames per second, seed {clip.seed}; judge: {seen}"
-    return _cell(clip.video, clip.fps, f"videos/{clip.file}.mp4", words, verdict)
+    return _cell(clip.video, clip.fps, f"{folder}/{clip.file}.mp4", words, verdict)
 
 
 def _group(title: str, cells: Sequence[str]) -> str:

@@ -71,9 +71,10 @@ def demo(recipe: Recipe, run: Path, clips: int = 8) -> Path:
 
 def _run_stages(recipe: Recipe, run: Path, clips: int) -> dict[str, Any]:
     # Here, so that a finished demo answers without loading torch.
+    from vqvdm.demo.bundled import bundled_clips
     from vqvdm.demo.clips import generate_clips, judge_clips, reconstruct_clips
     from vqvdm.demo.files import write_sheet_of_classes, write_videos
-    from vqvdm.demo.page import write_page
+    from vqvdm.demo.page import write_first_page, write_page
     from vqvdm.demo.report import make_report
     from vqvdm.train.denoiser import train_denoiser
     from vqvdm.train.tokenizer import train_tokenizer
@@ -81,6 +82,9 @@ def _run_stages(recipe: Recipe, run: Path, clips: int) -> dict[str, Any]:
 
     assert recipe.tokenizer is not None
     data, sampling = recipe.data, recipe.sampling
+    if bundled := bundled_clips(run):
+        page = write_first_page(run, recipe.name, bundled)
+        print(f"What the model that comes with the package makes: {page.resolve().as_uri()}", flush=True)
     clock = Clock(run / "demo.json")
     shape = f"clips of {data.frames} frames of {data.size}x{data.size}"
     with clock.stage("tokenizer", f"{recipe.tokenizer.training.steps} updates on {shape}"):
@@ -100,7 +104,7 @@ def _run_stages(recipe: Recipe, run: Path, clips: int) -> dict[str, Any]:
         write_videos(run / "videos", generated, unseen)
         write_sheet_of_classes(run / "sheet.png", generated, unseen)
         report = {**make_report(recipe, run, generated, unseen, clock.seconds()), "clips": clips, "key": key}
-        write_page(recipe, run, report, generated, unseen)
+        write_page(recipe, run, report, generated, unseen, bundled)
         # Last: this file says that the demo is complete.
         write_text(run / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
     return report

@@ -103,8 +103,12 @@ def figure_table(report: Mapping[str, Any]) -> str:
     rows = []
     for name, label in LABELS.items():
         if figure := report["metrics"].get(name):
-            rows.append([label, figure_text(figure), f"{figure['better']} is better"])
+            rows.append([label, figure_text(figure), _wanted(figure)])
     return table(["figure", "value", ""], rows)
+
+
+def _wanted(figure: Mapping[str, Any]) -> str:
+    return {"as real": "as real is best"}.get(figure["better"], f"{figure['better']} is better")
 
 
 def figure_text(figure: Mapping[str, Any]) -> str:
@@ -117,7 +121,7 @@ def figure_text(figure: Mapping[str, Any]) -> str:
 def as_text(report: Mapping[str, Any]) -> str:
     """A report for the terminal: a line a figure, then the protocol and the warnings."""
     lines = [
-        f"{LABELS[name]:<20}{figure_text(figure):<24}{figure['better']} is better"
+        f"{LABELS[name]:<20}{figure_text(figure):<24}{_wanted(figure)}"
         for name in LABELS
         if (figure := report["metrics"].get(name))
     ]

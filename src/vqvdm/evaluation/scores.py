@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vqvdm.evaluation.features import Features
 from vqvdm.metrics import InceptionScore, frechet_distance, inception_score, kernel_distance, neighbours
-from vqvdm.metrics.motion import motion_distance
+from vqvdm.metrics.motion import edge_speed, motion_distance, smoothness
 from vqvdm.metrics.protocol import FEW, Protocol
 from vqvdm.metrics.quality import psnr
 from vqvdm.metrics.seams import AXES, seam
@@ -28,6 +28,8 @@ LABELS: Mapping[str, str] = {  # of figures, in the order in which they are show
     "kinetics_score": "Kinetics score",
     "judge": "judge",
     "motion": "motion",
+    "edge_speed": "speed of edges",
+    "smoothness": "smoothness",
     "precision": "precision",
     "recall": "recall",
     "density": "density",
@@ -42,7 +44,8 @@ LABELS: Mapping[str, str] = {  # of figures, in the order in which they are show
     "codebook_usage": "codebook usage",
     "codebook_perplexity": "codebook perplexity",
 }
-# Those of which less is better.
+# Those of which less is better, and those that should be as among the real clips.
+_AS_REAL = {"edge_speed", "smoothness"}
 _LOWER = {"fvd", "kvd", "rfvd", "rkvd", "motion", "lpips_vgg", "lpips_alex", "flicker", "seam_time", "seam_space"}
 
 
@@ -62,7 +65,7 @@ class Figure:
 
     def plain(self, name: str) -> dict[str, Any]:
         """For JSON."""
-        better = "lower" if name in _LOWER else "higher"
+        better = "as real" if name in _AS_REAL else "lower" if name in _LOWER else "higher"
         found = {"value": self.value, "deviation": self.deviation, "better": better}
         return found if self.real is None else {**found, "real": self.real}
 
@@ -88,6 +91,8 @@ def _figures(real: Features, fake: Features, protocol: Protocol) -> dict[str, Fi
         "fvd": Figure(frechet_distance(x, y, ddof=protocol.ddof)),
         "kvd": Figure(kernel_distance(x, y)),
         "motion": Figure(motion_distance(real["motion"], fake["motion"])),
+        "edge_speed": Figure(edge_speed(fake["motion"]), real=edge_speed(real["motion"])),
+        "smoothness": Figure(smoothness(fake["motion"]), real=smoothness(real["motion"])),
     }
     if "obeyed" in fake:
         found["judge"] = Figure(float(fake["obeyed"].mean()))

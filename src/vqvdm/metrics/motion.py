@@ -27,6 +27,7 @@ NUMBERS = {  # of the twenty, those that mean something one by one
     17: "right (+) or left (-)",
 }
 _STILL = 1e-4  # of the range 0..1; smaller changes are rounding
+_LEAST_SPEED = 1e-3  # pixels a frame
 
 
 def motion_features(clip: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float64]:
@@ -78,6 +79,22 @@ def motion_distance(real: ArrayLike, fake: ArrayLike) -> float:
     return frechet_distance(real / unit, fake / unit)
 
 
+def edge_speed(features: ArrayLike) -> float:
+    """How fast edges move: mean over clips of their motion features (n, 20), in pixels a frame, 32 of them a side."""
+    found = np.asarray(features, np.float64)
+    moving = found[:, 6 : 6 + _DIRECTIONS].any(axis=1)  # of still clips nothing is known but that they stand still
+    return float(np.where(moving, np.exp(found[:, 14]) - _LEAST_SPEED, 0.0).mean())
+
+
+def smoothness(features: ArrayLike) -> float:
+    """Change over four frames in changes over one: geometric mean over clips of their motion features (n, 20).
+
+    What moves on changes more and more (up to 4); what trembles, flickers or stands still does not (1).
+    """
+    change = np.asarray(features, np.float64)
+    return float(np.exp((change[:, 2] - change[:, 0]).mean()))
+
+
 def _small(clip: NDArray) -> NDArray[np.float64]:
     """Luminance in 0..1, averaged over whole blocks of pixels. (t, h, w)"""
     gray = clip.astype(np.float64) @ np.array([0.299, 0.587, 0.114]) / 255
@@ -115,4 +132,4 @@ def _directions(gray: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray
     y, x = np.meshgrid(np.linspace(-1, 1, h), np.linspace(-1, 1, w), indexing="ij")
     outwards = (weight * (flow_x * x + flow_y * y)).sum() / total
     down, right = ((weight * flow).sum() / total for flow in (flow_y, flow_x))
-    return np.concatenate([shares, [np.log(moving.sum() / weight.sum() + 1e-3), outwards, down, right]])
+    return np.concatenate([shares, [np.log(moving.sum() / weight.sum() + _LEAST_SPEED), outwards, down, right]])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import vqvdm
+from vqvdm import models
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import compile_for, generate, make_orders, usual_batch
@@ -17,7 +18,7 @@ _SHEET_ROWS = 100
 
 
 def main(
-    model: str,
+    model: str = models.DEFAULT,
     *,
     classes: str | None = None,
     count: int = 1,
@@ -42,7 +43,8 @@ def main(
     The same seed gives the same files; a video depends on the seed, its class and its number alone.
 
     Args:
-        model: a pipeline folder, a run folder, or a name on the hub (owner/name).
+        model: a pipeline folder, a run folder, a name on the hub (owner/name), or the model that comes with the
+            package, of moving shapes.
         classes: names or ids with commas between (left,3), "all", or "none" for unconditional; all by default.
         count: videos of each class.
         fps: frames per second; the model's own by default.
