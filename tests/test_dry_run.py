@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from tiny_training import TinyClips, tiny_recipe
+from tiny_training import ADVERSARIAL, TinyClips, tiny_recipe
 from vqvdm import cli
 from vqvdm.errors import InputError
-from vqvdm.train.dry_run import Trial, dry_run, duration, largest_batch, report
+from vqvdm.train.dry_run import Trial, _work, dry_run, duration, largest_batch, report
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.tokenizer import TokenizerStage
 
@@ -52,6 +54,18 @@ def test_the_command_keeps_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_work_is_that_of_forward_and_backward_of_all_updates(tmp_path: Path):
+    """Three times the forward pass, less the gradient of the clip itself; in words for the whole training."""
+    stage = stage_of(tmp_path, TinyClips(), steps=1000, batch=10, adversarial=replace(ADVERSARIAL, weight=0.0))
+    with FlopCounterMode(display=False) as counter:
+        stage.tokenizer(TinyClips()[0]["clip"][None])
+    ratio = _work(stage, TinyClips(), torch.device("cpu")) / counter.get_total_flops()
+    assert 2.7 < ratio < 3
+    lines = report(stage, [Trial(1, 1.0, 100)], 1000, 10, None, 36e12)
+    assert any("36000 GFLOP a clip" in line or "3.6e+04 GFLOP a clip" in line for line in lines)
+    assert any("0.36 EFLOP in all: 60 minutes at 100 TFLOP/s" in line for line in lines)  # 36e12 * 10,000 / 1e14 s
+
+
 class SlowClips(TinyClips):
     """Each takes a tenth of a second to read."""
 
@@ -60,8 +74,8 @@ class SlowClips(TinyClips):
         return super().__getitem__(key)
 
 
-def stage_of(tmp_path: Path, dataset: TinyClips, **training: int) -> TokenizerStage:
-    recipe = tiny_recipe(**training)
+def stage_of(tmp_path: Path, dataset: TinyClips, **changes: Any) -> TokenizerStage:
+    recipe = tiny_recipe(**changes)
     recipe = replace(recipe, data=replace(recipe.data, workers=1))
     return TokenizerStage(recipe, make_accelerator(recipe.tokenizer.training, tmp_path), dataset)
 
@@ -78,11 +92,11 @@ def test_reading_is_not_part_of_an_update(tmp_path: Path):
 )
 def test_a_batch_that_does_not_fit_is_parted(fits: int, advice: str, tmp_path: Path):
     stage = stage_of(tmp_path, TinyClips(), batch=10)
-    lines = report(stage, [Trial(1, 1.0, 100)], 1000, fits, None)
+    lines = report(stage, [Trial(1, 1.0, 100)], 1000, fits, None, 1e9)
     assert f"about {fits}" in lines[-2]
     assert f"the recipe's 10 do not fit: tokenizer.training.{advice} has the same clips" in lines[-1]
-    assert "do not fit" not in report(stage, [Trial(1, 1.0, 100)], 1000, 10, None)[-1]
-    assert "unknown" in report(stage, [Trial(1, 1.0, None)], None, None, None)[-1]
+    assert "do not fit" not in report(stage, [Trial(1, 1.0, 100)], 1000, 10, None, 1e9)[-1]
+    assert "unknown" in report(stage, [Trial(1, 1.0, None)], None, None, None, 1e9)[-1]
 
 
 def test_what_does_not_fit_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 from vqvdm.errors import InputError
 from vqvdm.memory import available_memory, peak_memory
@@ -21,6 +22,7 @@ from vqvdm.train.order import Batch, Order, updates
 _LONG = 15.0  # seconds of an update, beyond which no larger one is tried
 _READ = 8  # clips whose reading is timed
 _SHARE = 0.9  # of the memory that is left, which a batch may take
+_PACE = 1e14  # FLOP/s for which the time is told: a tenth of what an H100 can do in bf16, at best
 
 
 class RandomItems(Dataset[dict[str, Tensor]]):
@@ -67,7 +69,7 @@ def dry_run(stage: Stage, dataset: Any, device: torch.device) -> list[str]:
     """
     training = stage.training
     try:
-        _trial(stage, 1, dataset, device)  # makes the optimiser's state
+        work = _work(stage, dataset, device)  # makes the optimiser's state as well
         free = available_memory(device)
         trials = [_trial(stage, 1, dataset, device)]
     except torch.OutOfMemoryError as error:
@@ -79,7 +81,7 @@ def dry_run(stage: Stage, dataset: Any, device: torch.device) -> list[str]:
             break
     most = None if free is None else largest_batch(trials, free)
     reading = _reading(dataset) if stage.workers else None
-    return report(stage, trials, free, most, reading)
+    return report(stage, trials, free, most, reading, work)
 
 
 def largest_batch(trials: Sequence[Trial], free: int) -> int | None:
@@ -98,9 +100,9 @@ def largest_batch(trials: Sequence[Trial], free: int) -> int | None:
 
 
 def report(
-    stage: Stage, trials: Sequence[Trial], free: int | None, most: int | None, reading: float | None
+    stage: Stage, trials: Sequence[Trial], free: int | None, most: int | None, reading: float | None, work: float
 ) -> list[str]:
-    """What was found, in words; `reading` is in clips a second."""
+    """What was found, in words; `reading` is in clips a second, `work` in FLOP a clip."""
     training, last = stage.training, trials[-1]
     rate = last.batch / last.seconds
     clips = training.batch * training.accumulate
@@ -110,6 +112,11 @@ def report(
         f"parameters: {sizes}",
         f"speed: {rate:.3g} clips/s in batches of {last.batch}; {training.steps} updates of {clips} clips take {whole}",
     ]
+    total = work * training.steps * clips
+    lines.append(
+        f"work: {work / 1e9:.3g} GFLOP a clip (convolutions and products, forward and backward), {total / 1e18:.3g} "
+        f"EFLOP in all: {duration(total / _PACE)} at {_PACE / 1e12:g} TFLOP/s"
+    )
     if reading is not None:
         processes = max(1, math.ceil(rate / reading))
         lines.append(f"reading: {reading:.3g} clips/s in one process; data.workers={processes} would keep up")
@@ -138,6 +145,14 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
     return f"{seconds:.0f} seconds"
+
+
+def _work(stage: Stage, dataset: Any, device: torch.device) -> float:
+    """FLOPs of an update of one clip, products and sums counted apart, by torch's counter."""
+    step, batches = last_batches(replace(stage.training, batch=1, accumulate=1), dataset, device)
+    with FlopCounterMode(display=False) as counter:
+        stage.update(step, batches)
+    return float(counter.get_total_flops())
 
 
 def _trial(stage: Stage, batch: int, dataset: Any, device: torch.device) -> Trial:
