@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Train the peer, video-diffusion-pytorch, on the clips of a recipe for some minutes, and write clips that it makes.
 
-scripts/install_vdm.sh && scripts/train_vdm.py toy --minutes 60 --clips 64 --out vdm.npy
-vqvdm evaluate files vdm.npy --reference toy --size 64 --fps 12 --clips 64
+scripts/install_vdm.sh && scripts/train_vdm.py toy --minutes 20 60 --clips 64 --out vdm
+vqvdm evaluate files vdm/60.npy --reference toy --size 64 --fps 12 --clips 64
 
 The network, the loss (L1 on the noise), the schedule (cosine, 1000 levels), Adam at 1e-4 and the moving average (0.995,
 every 10 updates) are the package's own; it knows no classes. It samples by DPM-Solver++ in --steps steps on that very
@@ -16,6 +16,7 @@ import argparse
 import copy
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("recipe", help="whose data part says which clips")
     parser.add_argument("overrides", nargs="*", help="changes of the recipe as key=value")
-    parser.add_argument("--minutes", type=float, required=True, help="of training")
-    parser.add_argument("--out", type=Path, required=True, help="array of clips, uint8 (n, t, h, w, 3)")
+    parser.add_argument("--minutes", type=int, nargs="+", required=True, help="of training, after which clips are made")
+    parser.add_argument("--out", type=Path, required=True, help="folder for MINUTES.npy, uint8 (n, t, h, w, 3)")
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=2)
@@ -54,24 +55,29 @@ def main() -> None:
     package = peer_package()
     unet: Any = package.Unet3D(dim=asked.dim).to(device)
     diffusion: Any = package.GaussianDiffusion(unet, image_size=data.size, num_frames=data.frames, timesteps=LEVELS)
-    average, figures = train(unet, diffusion.to(device), open_dataset(data, "train"), asked)
-    start = time.perf_counter()
     shape = (3, data.frames, data.size, data.size)
-    made = sampled(average, shape, asked.clips, asked.steps, device)
-    clips = [to_video(clip) for clip in tqdm(made, desc="sampling VDM", unit="clip", total=asked.clips)]
-    figures["seconds_a_clip"] = (time.perf_counter() - start) / asked.clips
-    figures["parameters"] = sum(parameter.numel() for parameter in unet.parameters())
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(asked.out, np.stack(clips))
-    print(json.dumps({**figures, "clips": asked.clips, "steps": asked.steps, "batch": asked.batch}))
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for average, figures in train(unet, diffusion.to(device), open_dataset(data, "train"), asked):
+        start = time.perf_counter()
+        made = sampled(average, shape, asked.clips, asked.steps, device)
+        clips = [to_video(clip) for clip in tqdm(made, desc="sampling VDM", unit="clip", total=asked.clips)]
+        figures["seconds_a_clip"] = (time.perf_counter() - start) / asked.clips
+        figures["parameters"] = sum(parameter.numel() for parameter in unet.parameters())
+        figures |= {"clips": asked.clips, "steps": asked.steps, "batch": asked.batch}
+        np.save(asked.out / f"{figures['minutes']}.npy", np.stack(clips))
+        (asked.out / f"{figures['minutes']}.json").write_text(json.dumps(figures, indent=1) + "\n")
+        print(json.dumps(figures), flush=True)
 
 
-def train(unet: Any, diffusion: Any, dataset: Any, asked: argparse.Namespace) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """Until the minutes are over; the averaged network, and what was done."""
+def train(
+    unet: Any, diffusion: Any, dataset: Any, asked: argparse.Namespace
+) -> Iterator[tuple[torch.nn.Module, dict[str, Any]]]:
+    """The averaged network, and what was done, at the end of each number of minutes; only training counts."""
     average = copy.deepcopy(unet).eval().requires_grad_(False)
     optimizer = torch.optim.Adam(unet.parameters(), lr=RATE)
     device = next(unet.parameters()).device
-    order, start, seen, losses = Order(0, len(dataset), asked.batch, 1), time.perf_counter(), 0, []
+    order, seen, losses, spent, left = Order(0, len(dataset), asked.batch, 1), 0, [], 0.0, sorted(asked.minutes)
+    start = time.perf_counter()
     with tqdm(desc="training VDM", unit="clip") as bar:
         for number, (batch,) in enumerate(updates(order, dataset, 0, _ENDLESS, 0, device), start=1):
             clips = batch["clip"]
@@ -87,10 +93,14 @@ def train(unet: Any, diffusion: Any, dataset: Any, asked: argparse.Namespace) ->
                 torch._foreach_lerp_(list(average.parameters()), list(unet.parameters()), 1 - decay)
             bar.set_postfix(loss=f"{np.mean(losses[-50:]):.3f}")
             bar.update(len(clips))
-            if time.perf_counter() - start > 60 * asked.minutes:
-                break
-    done = {"updates": len(losses), "clips_seen": seen, "minutes": asked.minutes}
-    return average, {**done, "loss": float(np.mean(losses[-50:]))}
+            now = time.perf_counter()
+            spent, start = spent + now - start, now
+            if spent >= 60 * left[0]:
+                done = {"updates": len(losses), "clips_seen": seen, "minutes": left.pop(0)}
+                yield average, {**done, "loss": float(np.mean(losses[-50:]))}
+                start = time.perf_counter()
+            if not left:
+                return
 
 
 @torch.inference_mode()
