@@ -165,8 +165,9 @@ class TokenizerStage:
         if self.training.compile:
             self.tokenizer.compile()
 
+        self.decoder_only = recipe.tokenizer.decoder_only
         self.learning: nn.Module = self.tokenizer
-        if recipe.tokenizer.decoder_only:
+        if self.decoder_only:
             self.tokenizer.eval().requires_grad_(False)
             self.learning = self.tokenizer.decoder.train().requires_grad_(True)
         self.own_optimizers = make_optimizers(self.learning, self.training)  # the discriminators have theirs
@@ -189,7 +190,7 @@ class TokenizerStage:
             "tokenizer.loss.adversarial.weight > 0": adversarial.weight > 0,
             "tokenizer.training.optimizer": self.training.optimizer,
             "tokenizer.training.ema_decay > 0": self.training.ema_decay > 0,
-            "tokenizer.decoder_only": recipe.tokenizer.decoder_only,
+            "tokenizer.decoder_only": self.decoder_only,
         }
 
     # --- the update ---------------------------------------------------------------------------------------------
@@ -209,9 +210,7 @@ class TokenizerStage:
             frames = (batch.uniform("frame") * clip.shape[2]).long().to(clip.device)  # (b,)
             with synchronised(self.forward, batch.last):
                 with autocast(clip.device, self.training.precision):
-                    output = self.forward(
-                        clip, quantize=self.learning is not self.tokenizer or step >= self.loss.quantize_after
-                    )
+                    output = self.forward(clip, quantize=self.decoder_only or step >= self.loss.quantize_after)
                     loss, figures = self.tokenizer_loss(clip, output, frames, step, critics)
                 self.accelerator.backward(loss / len(batches))
             if critics is not None:
@@ -302,7 +301,7 @@ class TokenizerStage:
     def write_model(self, step: int, folder: Path, last: bool) -> dict[str, float]:
         """The tokenizer with its latent statistics; returns, at the end, its PSNR on the followed clips."""
         tokenizer = self._model()
-        if self.learning is self.tokenizer:  # else they stay as well
+        if not self.decoder_only:
             number = STATISTICS_CLIPS if last else STATISTICS_CLIPS // 4
             tokenizer.set_latent_statistics(*latent_statistics(tokenizer, self.dataset, number, self.training.batch))
         figures = {}
