@@ -9,7 +9,7 @@ import scipy.linalg
 from sklearn.metrics.pairwise import polynomial_kernel
 
 from vqvdm.errors import InputError
-from vqvdm.metrics import frechet_distance, inception_score, kernel_distance, moments, neighbours
+from vqvdm.metrics import frechet_distance, inception_score, kernel_distance, moments, neighbours, novelty
 
 
 def features(seed: int, n: int, d: int = 12) -> np.ndarray:
@@ -89,6 +89,17 @@ def test_neighbours_are_prdc_s():
     assert 0 < expected["precision"] < 1
     assert 0 < expected["coverage"] < 1
     assert neighbours(real, fake, k=3)._asdict() == pytest.approx(prdc.compute_prdc(real, fake, nearest_k=3))
+
+
+def test_novelty_tells_copies_from_new_draws(monkeypatch):
+    real, fresh = np.random.default_rng(0).normal(size=(2, 300, 12))
+    assert novelty(real, fresh) == pytest.approx(1, abs=0.05)
+    assert novelty(real, real[:40]) == pytest.approx(0, abs=1e-6)
+    assert novelty(real, 10 + fresh) > 3
+    assert novelty([[0.0], [1.0], [5.0]], [[0.5], [2.0]]) == pytest.approx(0.75)  # medians of .5, 1 and of 1, 1, 4
+    whole = novelty(real, fresh)
+    monkeypatch.setattr("vqvdm.metrics.distances._BLOCK", 7)
+    assert novelty(real, fresh) == pytest.approx(whole)
 
 
 def test_neighbours_in_several_blocks(monkeypatch):

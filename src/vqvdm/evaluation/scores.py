@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vqvdm.evaluation.features import Features
-from vqvdm.metrics import InceptionScore, frechet_distance, inception_score, kernel_distance, neighbours
+from vqvdm.metrics import InceptionScore, frechet_distance, inception_score, kernel_distance, neighbours, novelty
 from vqvdm.metrics.motion import edge_speed, motion_distance, smoothness
 from vqvdm.metrics.protocol import FEW, Protocol
 from vqvdm.metrics.quality import psnr
@@ -34,6 +34,7 @@ LABELS: Mapping[str, str] = {  # of figures, in the order in which they are show
     "recall": "recall",
     "density": "density",
     "coverage": "coverage",
+    "novelty": "novelty",
     "psnr": "PSNR (dB)",
     "ssim": "SSIM",
     "lpips_vgg": "LPIPS (VGG)",
@@ -45,7 +46,7 @@ LABELS: Mapping[str, str] = {  # of figures, in the order in which they are show
     "codebook_perplexity": "codebook perplexity",
 }
 # Those of which less is better, and those that should be as among the real clips.
-_AS_REAL = {"edge_speed", "smoothness"}
+_AS_REAL = {"edge_speed", "smoothness", "novelty"}
 _LOWER = {"fvd", "kvd", "rfvd", "rkvd", "motion", "lpips_vgg", "lpips_alex", "flicker", "seam_time", "seam_space"}
 
 
@@ -106,6 +107,7 @@ def _figures(real: Features, fake: Features, protocol: Protocol) -> dict[str, Fi
             found[name] = Figure(of_fake.mean, of_fake.deviation, None if of_real is None else of_real.mean)
     if min(len(x), len(y)) > NEAREST:
         found |= {name: Figure(value) for name, value in neighbours(x, y, NEAREST)._asdict().items()}
+        found["novelty"] = Figure(novelty(x, y), real=1.0)
     return found
 
 

@@ -12,6 +12,7 @@ from vqvdm.metrics.distances import (
     kernel_distance,
     moments,
     neighbours,
+    novelty,
 )
 
 __all__ = [
@@ -23,4 +24,5 @@ __all__ = [
     "kernel_distance",
     "moments",
     "neighbours",
+    "novelty",
 ]

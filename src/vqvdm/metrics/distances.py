@@ -180,6 +180,24 @@ def neighbours(real: ArrayLike, fake: ArrayLike, k: int = 5) -> Neighbours:
     return Neighbours(float(precise.mean()), float(recalled.mean()), inside / (k * len(fake)), float(covered.mean()))
 
 
+def novelty(real: ArrayLike, fake: ArrayLike) -> float:
+    """How far a fake is from the nearest real vector, in terms of how far real ones are from each other.
+
+    The ratio of the median distances of each fake (m, d), and of each real vector (n, d), to the nearest (other) real
+    one: 1 where fakes are as new as the real ones are to each other, 0 where they are copies. It is ours (after the
+    nearest neighbours that are shown since Denton et al. 2015) and compares with no published figure.
+
+    Raises:
+        InputError: fewer than two real vectors, other dimensions, or values that are not finite.
+    """
+    real, fake = _checked(real, "real", least=2), _checked(fake, "fake", least=1)
+    _check_dimensions(real, fake)
+    blocks = [fake[start : start + _BLOCK] for start in range(0, len(fake), _BLOCK)]
+    nearest = np.concatenate([_squared_distances(block, real).min(axis=1) for block in blocks])
+    among_real = float(np.median(np.sqrt(_reach(real, 1))))
+    return float(np.median(np.sqrt(nearest))) / max(among_real, 1e-12)
+
+
 def _reach(features: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Squared distance of each vector to its k-th nearest neighbour in the set, itself not counted. (n,)"""
     blocks = []
