@@ -51,7 +51,7 @@ def test_cache_holds_the_recipe_s_clips(clips, run, capsys):
     main("toy", clips, *SETTINGS, run=run, dtype="float32")
     assert "latents" in capsys.readouterr().out
     tokenizer = tiny_tokenizer()
-    cache = LatentCache(run / "latents", tokenizer.fingerprint())
+    cache = LatentCache(run / "latents", tokenizer.latents_fingerprint())
     dataset = open_dataset(Recipe.load("toy", [clips, *SETTINGS]).data, "train")
     assert len(cache) == len(dataset) == 6 and cache.variants == 2
     assert cache.classes == dataset.classes == ("cat", "dog")
@@ -82,7 +82,7 @@ def test_again_does_nothing_until_something_changes(clips, run):
     tiny_tokenizer(1).save_pretrained(run / "tokenizer")
     encode(recipe, run)
     assert files[0].stat().st_mtime_ns > before
-    LatentCache(run / "latents", tiny_tokenizer(1).fingerprint())
+    LatentCache(run / "latents", tiny_tokenizer(1).latents_fingerprint())
 
 
 def test_videos_that_changed_are_encoded_again(clips, run, tmp_path):
