@@ -177,7 +177,7 @@ class _Repeated:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape = shape
 
-    def fingerprint(self) -> str:
+    def latents_fingerprint(self) -> str:
         return "none"
 
     def to(self, device: torch.device) -> _Repeated:
