@@ -84,7 +84,7 @@ def train(table: dict[str, Any], run: Path, overrides: list[str], minutes: float
     """Train a variant for so long."""
     stage = table["stage"]
     words = ["train", stage, table["recipe"]]
-    quiet = [f"{stage}.training.{key}=1000000" for key in ("sample_every", "checkpoint_every")]
+    quiet = [f"{stage}.training.{key}={NEVER}" for key in ("sample_every", "checkpoint_every")]
     if not (run / "steps").exists():
         trial = run.with_name(f".{run.name}-trial")
         endless = [f"{stage}.training.steps={NEVER}", f"{stage}.training.log_every=1", *quiet, "--run", trial]

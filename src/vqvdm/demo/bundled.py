@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,11 +29,10 @@ def bundled_clips(run: Path) -> list[Generated]:
     orders = make_orders(pipeline, None, CLIPS, seed=0)
     key = f"{pipeline.fingerprint()} {dtype} {torch.__version__}"
     videos = kept_videos(run / "clips" / "bundled.safetensors", key, pipeline, orders, {"fps": FPS})
-    made = [
-        Generated(order.label, order.number, FPS, order.seed, video)
+    clips = [
+        Generated(order.label, order.number, FPS, order.seed, video, judge(video, FPS))
         for order, video in zip(orders, videos, strict=True)
         if order.label is not None
     ]
-    clips = [replace(clip, judged=judge(clip.video, clip.fps)) for clip in made]
     write_generated(run / "bundled", clips)
     return clips

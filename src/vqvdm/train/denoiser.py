@@ -98,10 +98,9 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
         dataset = _open_data(recipe, run, tokenizer, progress=accelerator.is_main_process)
     stage = DenoiserStage(recipe, accelerator, dataset, tokenizer)
     if recipe.denoiser.start_from is not None and latest_checkpoint(run / "checkpoints" / stage.name) is None:
-        other = load_pipeline(recipe.denoiser.start_from, "cpu").denoiser
-        for network in (stage.denoiser, stage.average):
-            if network is not None:
-                start_denoiser_from(network, other)
+        start_denoiser_from(stage.denoiser, load_pipeline(recipe.denoiser.start_from, "cpu").denoiser)
+        if stage.average is not None:
+            stage.average.load_state_dict(stage.denoiser.state_dict())
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 

@@ -99,10 +99,9 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
     stage = TokenizerStage(recipe, accelerator, dataset, unseen)
     assert recipe.tokenizer is not None
     if recipe.tokenizer.start_from is not None and latest_checkpoint(run / "checkpoints" / stage.name) is None:
-        other = load_tokenizer(recipe.tokenizer.start_from, "cpu")
-        for network in (stage.tokenizer, stage.average):
-            if network is not None:
-                start_tokenizer_from(network, other)
+        start_tokenizer_from(stage.tokenizer, load_tokenizer(recipe.tokenizer.start_from, "cpu"))
+        if stage.average is not None:
+            stage.average.load_state_dict(stage.tokenizer.state_dict())
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
