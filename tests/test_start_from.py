@@ -50,6 +50,20 @@ def test_an_inflated_image_tokenizer_reconstructs_still_clips_as_images(resampli
     torch.testing.assert_close(clips.encode(image.expand(-1, -1, 4, -1, -1)), images.encode(image))
 
 
+@torch.no_grad()
+def test_a_decoder_may_get_further_pixel_blocks() -> None:
+    torch.manual_seed(0)
+    few = VideoTokenizer(**TOKENIZER, pixel_channels=4, pixel_blocks=1).eval()
+    few.decoder.pixels.blocks[0].out.weight.normal_()  # type: ignore[union-attr]
+    many = VideoTokenizer(**TOKENIZER, pixel_channels=4, pixel_blocks=3).eval()
+    start_tokenizer_from(many, few)
+    clip = torch.rand(1, 3, 8, 32, 32) * 2 - 1
+    torch.testing.assert_close(many(clip).reconstruction, few(clip).reconstruction)
+    assert many.latents_fingerprint() == few.latents_fingerprint() and many.fingerprint() != few.fingerprint()
+    with pytest.raises(InputError, match="another architecture"):
+        start_tokenizer_from(few, many)
+
+
 def test_other_differences_are_refused() -> None:
     wide, strided = VideoTokenizer(**{**TOKENIZER, "channels": (8, 16)}), {**TOKENIZER, "resampling": "strided"}
     with pytest.raises(InputError, match=r"tokenizer\.start_from names a network of another architecture"):

@@ -69,6 +69,26 @@ def test_pixels_are_products_beside_whole_patches() -> None:
     assert decoder(z).shape == (2, 3, 8, 32, 32)
 
 
+@torch.no_grad()
+def test_pixel_blocks_begin_as_identity_and_then_see_frames_beside_one() -> None:
+    """A block against its formula: x + conv(a * SiLU(b)), a and b of one convolution over 3x3x3 pixels."""
+    decoder = tiny(pixel_channels=4, pixel_blocks=2).decoder
+    assert isinstance(decoder, Decoder) and decoder.pixels is not None
+    x = torch.randn(1, 4, 5, 6, 6)
+    for block in decoder.pixels.blocks:
+        torch.nn.init.zeros_(block.out.bias)  # from `tiny`
+        block.begin_as_identity()
+    torch.testing.assert_close(decoder.pixels.blocks(x), x)
+    block = decoder.pixels.blocks[1]
+    block.out.weight.normal_()
+    both = torch.nn.functional.conv3d(x, block.gate.weight, block.gate.bias, padding=1)
+    product = both[:, :4] * torch.nn.functional.silu(both[:, 4:])
+    made = torch.nn.functional.conv3d(product, block.out.weight, block.out.bias, padding=(0, 1, 1))
+    torch.testing.assert_close(decoder.pixels.blocks(x), x + made)
+    changed = decoder.pixels.blocks(torch.cat([x[:, :, :4], x[:, :, 4:] + 1], dim=2)) - x - made
+    assert changed[:, :, 3].abs().max() > 0.01 and changed[:, :, :3].abs().max() < 1e-5
+
+
 @pytest.mark.parametrize(("quantizer", "codebooks"), [("ema", 1), ("ema", 3), ("fsq", 1), ("none", 1)])
 @pytest.mark.parametrize("latents", ["before", "after"])
 def test_decode_of_encode_is_what_training_saw(quantizer: str, codebooks: int, latents: str) -> None:
@@ -245,7 +265,8 @@ def test_it_learns_one_clip_by_heart(quantizer: str) -> None:
         ({"strides": ((0, 2, 2),)}, "each stride"),
         ({"strides": ((-2, 2, 2),)}, "each stride"),
         ({"blocks": -1}, "blocks must be"),
-        ({"pixel_channels": -1}, "pixel_channels must be"),
+        ({"pixel_channels": -1}, "pixel_channels and pixel_blocks must be"),
+        ({"pixel_blocks": 1}, "pixel_blocks 1 need a width"),
         ({"layout": "taming"}, '"vqvdm" or "tats"'),
         ({"layout": "tats"}, "without a patch"),
         ({"resampling": "bilinear"}, "shortcut, pooled, strided"),

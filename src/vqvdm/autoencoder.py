@@ -174,22 +174,40 @@ class Encoder(Layered):
         return self.head(self.run(x))  # no norm before it: norms over space take a clip's brightness away
 
 
+class PixelBlock(nn.Module):
+    """x + Conv(a * SiLU(b)), a and b of one convolution over 3x3x3 pixels; begins as the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.gate = Conv3d(channels, 2 * channels, 3, padding=1)
+        self.out = Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))
+
+    def begin_as_identity(self) -> None:
+        """So that a trained decoder may be given one more of these."""
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, c, t, h, w), unchanged
+        values, gates = self.gate(x).chunk(2, dim=1)
+        return self.out(values * F.silu(gates), plus=x)
+
+
 class Pixels(nn.Module):
     """From patches to `pixel_channels` at every pixel, which products of a gated convolution (Dauphin et al. 2017) mix.
 
     An edge is a product: how far a pixel is covered, times the difference of two colours. Sums alone, of which a plain
-    last layer is made, blur it.
+    last layer is made, blur it. Blocks that see the frames beside one keep corners from wobbling.
     """
 
-    def __init__(self, channels: int, patch: Stride, pixel_channels: int) -> None:
+    def __init__(self, channels: int, patch: Stride, pixel_channels: int, blocks: int) -> None:
         super().__init__()
         self.patch = patch
         self.up = Conv3d(channels, pixel_channels * math.prod(patch), (1, 3, 3), padding=(0, 1, 1))
         self.gate = Conv3d(pixel_channels, 2 * pixel_channels, (1, 3, 3), padding=(0, 1, 1))
+        self.blocks = nn.Sequential(*(PixelBlock(pixel_channels) for _ in range(blocks)))
 
     def forward(self, x: Tensor) -> Tensor:  # (b, channels, t, h, w) -> (b, pixel_channels, t*pt, h*ph, w*pw)
         values, gates = self.gate(F.silu(unfold(self.up(x), self.patch))).chunk(2, dim=1)
-        return values * F.silu(gates)
+        return self.blocks(values * F.silu(gates))
 
 
 class Decoder(Layered):
@@ -208,6 +226,7 @@ class Decoder(Layered):
         out: int,
         resampling: Resampling = "shortcut",
         pixel_channels: int = 0,
+        pixel_blocks: int = 0,
     ) -> None:
         super().__init__()
         self.patch = patch
@@ -221,7 +240,7 @@ class Decoder(Layered):
         self.norm = nn.GroupNorm(groups_of(channels[0]), channels[0])
         self.pixels: Pixels | None = None
         if pixel_channels:
-            self.pixels = Pixels(channels[0], patch, pixel_channels)
+            self.pixels = Pixels(channels[0], patch, pixel_channels, pixel_blocks)
             self.patches = Conv3d(channels[0], out * math.prod(patch), 1)
             self.head = Conv3d(pixel_channels, out, (1, 3, 3), padding=(0, 1, 1))
         else:

@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from vqvdm.autoencoder import DOWN, Decoder, Encoder, Resampling, TATSDecoder, TATSEncoder
+from vqvdm.autoencoder import DOWN, Decoder, Encoder, PixelBlock, Resampling, TATSDecoder, TATSEncoder
 from vqvdm.errors import InputError
 from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.layers import Stride
@@ -76,6 +76,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         resampling: Resampling = "shortcut",
         codebook_gradient: Gradient = "straight",
         pixel_channels: int = 0,
+        pixel_blocks: int = 0,
     ) -> None:
         """Build an untrained tokenizer.
 
@@ -96,6 +97,7 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
             codebook_gradient: see `EMACodebook`.
             pixel_channels: width of the last layers of "vqvdm", which work on single pixels (see
                 `vqvdm.autoencoder.Pixels`); 0 makes each patch by one linear layer.
+            pixel_blocks: gated residual blocks among them, over 3x3x3 pixels.
 
         Raises:
             InputError: settings that contradict each other.
@@ -105,7 +107,8 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         strides = tuple(tuple(stride) for stride in strides)
         blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
         _check(in_channels, latent_channels, channels, patch, strides, blocks)
-        _check_layout(layout, resampling, channels, patch, strides, pixel_channels)
+        _check_layout(layout, resampling, channels, patch, strides)
+        _check_pixels(layout, pixel_channels, pixel_blocks)
         ft, fh, fw = (math.prod(axis) for axis in zip(patch, *strides, strict=True))
         self.factors: Stride = (ft, fh, fw)
         self.running_norm = RunningNorm(latent_channels)
@@ -117,7 +120,15 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         else:
             self.encoder = Encoder(in_channels, channels, patch, strides, blocks, latent_channels, resampling)
             self.decoder = Decoder(
-                latent_channels, channels, patch, strides, blocks, in_channels, resampling, pixel_channels
+                latent_channels,
+                channels,
+                patch,
+                strides,
+                blocks,
+                in_channels,
+                resampling,
+                pixel_channels,
+                pixel_blocks,
             )
         self.codebook: Quantizer | None = None
         if quantizer == "ema":
@@ -290,7 +301,11 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
     def latents_fingerprint(self) -> str:
         """As `fingerprint`, of all but the decoder: what latents follow from, and so the key of their cache."""
         weights = {name: value for name, value in self.state_dict().items() if not name.startswith("decoder.")}
-        return fingerprint(changed_settings(self), weights)
+        settings = {name: value for name, value in changed_settings(self).items() if name not in _OF_THE_DECODER}
+        return fingerprint(settings, weights)
+
+
+_OF_THE_DECODER = frozenset({"pixel_channels", "pixel_blocks"})  # settings on which latents do not depend
 
 
 def _per_channel(values: Tensor) -> Tensor:
@@ -303,6 +318,8 @@ def _initialise(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+    if isinstance(module, PixelBlock):
+        module.begin_as_identity()
 
 
 def _check(
@@ -338,18 +355,14 @@ def _check_layout(
     channels: tuple[int, ...],
     patch: Stride,
     strides: tuple[Stride, ...],
-    pixel_channels: int,
 ) -> None:
-    if pixel_channels < 0:
-        raise InputError(f"pixel_channels must be 0 or a width, not {pixel_channels}")
     if layout not in ("vqvdm", "tats"):
         raise InputError(f'layout must be "vqvdm" or "tats", not {layout!r}')
     if resampling not in DOWN:
         raise InputError(f"resampling must be one of {', '.join(DOWN)}, not {resampling!r}")
-    if layout == "tats" and (patch != (1, 1, 1) or resampling != "shortcut" or pixel_channels):
+    if layout == "tats" and (patch != (1, 1, 1) or resampling != "shortcut"):
         raise InputError(
-            'layout "tats" resamples in its own way, without a patch: leave resampling and pixel_channels, '
-            "set patch [1, 1, 1]"
+            'layout "tats" resamples in its own way, without a patch: leave resampling, set patch [1, 1, 1]'
         )
     fixed = layout == "tats" or resampling == "strided"  # their kernel of 4 is made for strides of 1, 2 and 4
     for fine, coarse, stride in zip(channels, channels[1:], strides, strict=False):
@@ -359,6 +372,15 @@ def _check_layout(
             raise InputError(
                 f"channels {coarse} must divide the {fine} x {math.prod(stride)} channels folded by stride {stride}"
             )
+
+
+def _check_pixels(layout: str, channels: int, blocks: int) -> None:
+    if channels < 0 or blocks < 0:
+        raise InputError(f"pixel_channels and pixel_blocks must be at least 0, not {channels} and {blocks}")
+    if blocks and not channels:
+        raise InputError(f"pixel_blocks {blocks} need a width: set pixel_channels, such as 8")
+    if layout == "tats" and channels:
+        raise InputError('layout "tats" has no layers of single pixels: leave pixel_channels and pixel_blocks')
 
 
 VideoTokenizer.__module__ = "vqvdm"  # what saved pipelines record: the door, so that files may move behind it

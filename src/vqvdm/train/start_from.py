@@ -32,10 +32,13 @@ def start_tokenizer_from(tokenizer: VideoTokenizer, other: VideoTokenizer) -> No
     moves it reconstructs every frame as the image: kernels keep their central slice and are zero beside it (MAGVIT,
     Yu et al. 2023, section 3.1), and where frames are folded into channels each of them gets an equal part.
 
+    A decoder with more `pixel_blocks` than the other's begins as that one: the new blocks change nothing yet.
+
     Raises:
         InputError: shapes differ in another way.
     """
     weights = other.state_dict()
+    own = {name: value for name, value in tokenizer.state_dict().items() if name.startswith("decoder.pixels.blocks.")}
     if other.factors != tokenizer.factors:
         if other.factors != (1, *tokenizer.factors[1:]) or tokenizer.config["resampling"] == "strided":
             raise InputError(
@@ -43,7 +46,7 @@ def start_tokenizer_from(tokenizer: VideoTokenizer, other: VideoTokenizer) -> No
                 f"{tokenizer.factors}; of one that differs, only images' (1 in time) can be taken, and not if strided"
             )
         weights = _inflated(tokenizer, weights)
-    _load(tokenizer, weights, "tokenizer")
+    _load(tokenizer, {**own, **weights}, "tokenizer")
 
 
 def _inflated(tokenizer: VideoTokenizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
