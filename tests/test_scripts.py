@@ -1,0 +1,61 @@
+"""What is run by hand: tables of guidance, and of variants for equal time."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from vqvdm import VQVDMPipeline
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_guidance_is_scored_by_kind_and_scale_and_goes_on(
+    commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = VQVDMPipeline.from_pretrained("model")
+    with torch.no_grad():
+        for parameter in pipeline.denoiser.parameters():  # classes begin without effect
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    pipeline.save_pretrained("model")
+    words = ["model", "--reference", "real.npy", "--clips", "8", "--steps", "1", "--scales", "1,2"]
+    asked = [*words, "--intervals", "0.5-1", "--weaker", "model", "--report", "made.json"]
+    monkeypatch.setattr(sys, "argv", ["guidance.py", *asked])
+    guidance = script("guidance")
+    guidance.main()
+    rows = json.loads(Path("made.json").read_text())
+    names = ["scale 1", "scale 2", "scale 2, rescaled by 0.7", "autoguidance 2"]
+    assert list(rows) == names
+    # A model that leads away from itself goes nowhere: as without guidance.
+    assert rows["autoguidance 2"]["fvd"] == pytest.approx(rows["scale 1"]["fvd"], rel=1e-5)
+    assert rows["scale 2"]["fvd"] != pytest.approx(rows["scale 1"]["fvd"], rel=1e-4)
+    assert "best FVD: " in capsys.readouterr().out
+
+    rows["scale 1"]["fvd"] = -1.0  # what is in the report is taken from there
+    Path("made.json").write_text(json.dumps(rows))
+    guidance.main()
+    assert "best FVD: scale 1\n" in capsys.readouterr().out
+
+
+def test_shares_of_a_training_become_updates() -> None:
+    compare = script("compare")
+    words = ["tokenizer.loss.quantize_after=40%", "tokenizer.loss.l1=1"]
+    assert compare.with_shares(words, {0.4: 12}) == ["tokenizer.loss.quantize_after=12", "tokenizer.loss.l1=1"]
+    rows = {"a": {"updates": 3, "minutes": 1.25, "fvd": 12.345, "other": 1.0}, "b": {"updates": 4, "minutes": 1.0}}
+    lines = compare.as_table(rows, ("kvd", "fvd")).splitlines()
+    assert lines[0] == "| variant | updates | minutes | fvd |"
+    assert lines[2:] == ["| a | 3 | 1.2 | 12.35 |", "| b | 4 | 1.0 |  |"]
