@@ -64,6 +64,8 @@ def variants(asked: Any) -> dict[str, dict[str, Any]]:
     """Arguments of the pipeline's call by the name of the row."""
     scales = [float(scale) for scale in asked.scales.split(",")]
     rows: dict[str, dict[str, Any]] = {f"scale {scale:g}": {"guidance_scale": scale} for scale in scales}
+    for row in rows.values():
+        row["guidance_interval"] = (0.0, 1.0)  # whatever is the model's own
     strong = [scale for scale in scales if scale > 1]
     for words in asked.intervals.split(","):
         low, high = (float(word) for word in words.split("-"))

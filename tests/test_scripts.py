@@ -9,9 +9,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
-
-from vqvdm import VQVDMPipeline
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -27,12 +24,7 @@ def script(name: str) -> ModuleType:
 def test_guidance_is_scored_by_kind_and_scale_and_goes_on(
     commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline = VQVDMPipeline.from_pretrained("model")
-    with torch.no_grad():
-        for parameter in pipeline.denoiser.parameters():  # classes begin without effect
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    pipeline.save_pretrained("model")
-    words = ["model", "--reference", "real.npy", "--clips", "8", "--steps", "1", "--scales", "1,2"]
+    words = ["model", "--reference", "real.npy", "--clips", "8", "--steps", "2", "--scales", "1,2"]
     asked = [*words, "--intervals", "0.5-1", "--weaker", "model", "--report", "made.json"]
     monkeypatch.setattr(sys, "argv", ["guidance.py", *asked])
     guidance = script("guidance")
@@ -41,7 +33,7 @@ def test_guidance_is_scored_by_kind_and_scale_and_goes_on(
     names = ["scale 1", "scale 2", "scale 2, rescaled by 0.7", "autoguidance 2"]
     assert list(rows) == names
     # A model that leads away from itself goes nowhere: as without guidance.
-    assert rows["autoguidance 2"]["fvd"] == pytest.approx(rows["scale 1"]["fvd"], rel=1e-5)
+    assert rows["autoguidance 2"]["fvd"] == pytest.approx(rows["scale 1"]["fvd"], rel=1e-6)
     assert rows["scale 2"]["fvd"] != pytest.approx(rows["scale 1"]["fvd"], rel=1e-4)
     assert "best FVD: " in capsys.readouterr().out
 
