@@ -9,7 +9,6 @@ tokenizer whose decoder was trained on (`tokenizer.decoder_only`) may take the p
 
 from __future__ import annotations
 
-import shutil
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 
 import vqvdm.models
 from vqvdm.loading import load_pipeline, load_tokenizer
+from vqvdm.train.checkpoint import whole_folder
 
 LARGEST = 12_000_000  # bytes of weights
 
@@ -41,12 +41,11 @@ def main() -> None:
             if part not in kept:
                 module.to(torch.float16)
     folder = Path(vqvdm.models.__file__).parent / asked.name
-    shutil.rmtree(folder, ignore_errors=True)
-    pipeline.save_pretrained(folder)
-    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
-    if size > LARGEST:
-        shutil.rmtree(folder)
-        sys.exit(f"{size:,} bytes of weights are more than {LARGEST:,}")
+    with whole_folder(folder) as made:
+        pipeline.save_pretrained(made)
+        size = sum(path.stat().st_size for path in made.rglob("*.safetensors"))
+        if size > LARGEST:
+            sys.exit(f"{size:,} bytes of weights are more than {LARGEST:,}")
     print(f"{folder}: {size:,} bytes of weights, {load_pipeline(folder, 'cpu').fingerprint()}")
 
 

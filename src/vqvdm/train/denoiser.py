@@ -28,7 +28,6 @@ from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import Recipe, run_folder
 from vqvdm.tokenizer import VideoTokenizer
-from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.dry_run import RandomItems, dry_run
 from vqvdm.train.loop import make_accelerator, train
 from vqvdm.train.optimization import (
@@ -97,10 +96,6 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
     with accelerator.main_process_first():
         dataset = _open_data(recipe, run, tokenizer, progress=accelerator.is_main_process)
     stage = DenoiserStage(recipe, accelerator, dataset, tokenizer)
-    if recipe.denoiser.start_from is not None and latest_checkpoint(run / "checkpoints" / stage.name) is None:
-        start_denoiser_from(stage.denoiser, load_pipeline(recipe.denoiser.start_from, "cpu").denoiser)
-        if stage.average is not None:
-            stage.average.load_state_dict(stage.denoiser.state_dict())
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
@@ -254,6 +249,13 @@ class DenoiserStage:
             "denoiser.training.ema_decay > 0": self.training.ema_decay > 0,
             "tokenizer (its fingerprint)": None if tokenizer is None else tokenizer.latents_fingerprint(),
         }
+
+    def take_first_weights(self) -> None:
+        """Those of `denoiser.start_from`."""
+        if self.recipe.denoiser.start_from is not None:
+            start_denoiser_from(self.denoiser, load_pipeline(self.recipe.denoiser.start_from, "cpu").denoiser)
+            if self.average is not None:
+                self.average.load_state_dict(self.denoiser.state_dict())
 
     def update(self, step: int, batches: list[Batch]) -> dict[str, Tensor | float]:
         """One update of the denoiser."""

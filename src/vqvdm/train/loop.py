@@ -56,6 +56,10 @@ class Stage(Protocol):
     architecture: dict[str, Any]  # dotted recipe keys in which a checkpoint must agree, with plain values
     defaults: dict[str, Any]  # of those keys that a checkpoint from before them may lack
 
+    def take_first_weights(self) -> None:
+        """Load what the recipe names to start from, if anything; called where there is no checkpoint."""
+        ...
+
     def update(self, step: int, batches: list[Batch]) -> Mapping[str, Tensor | float]:
         """One optimiser update; returns scalars to log, among them `loss` and `gradient_norm`."""
         ...
@@ -189,7 +193,9 @@ class _Session:
         self.counters = _Counters()
         self.meter, self.rolled_back = Meter(), False
         checkpoint = latest_checkpoint(self.folder)
-        if checkpoint is not None:
+        if checkpoint is None:
+            stage.take_first_weights()
+        else:
             self._restore(checkpoint)
         self.progress = Progress(description, self.counters.step, stage.training.steps, quiet=not self.main)
         self.log = Log(run / "log.jsonl", stage.name, self.counters.step, accelerator)

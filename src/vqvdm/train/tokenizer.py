@@ -25,7 +25,6 @@ from vqvdm.loading import load_tokenizer
 from vqvdm.recipe import DataRecipe, Recipe, TokenizerRecipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
-from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.dry_run import dry_run
 from vqvdm.train.loop import make_accelerator, train
 from vqvdm.train.optimization import (
@@ -97,11 +96,6 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         unseen = open_unseen(recipe.data, warn=accelerator.is_main_process)
     stage = TokenizerStage(recipe, accelerator, dataset, unseen)
-    assert recipe.tokenizer is not None
-    if recipe.tokenizer.start_from is not None and latest_checkpoint(run / "checkpoints" / stage.name) is None:
-        start_tokenizer_from(stage.tokenizer, load_tokenizer(recipe.tokenizer.start_from, "cpu"))
-        if stage.average is not None:
-            stage.average.load_state_dict(stage.tokenizer.state_dict())
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
@@ -191,6 +185,14 @@ class TokenizerStage:
             "tokenizer.training.ema_decay > 0": self.training.ema_decay > 0,
             "tokenizer.decoder_only": self.decoder_only,
         }
+
+    def take_first_weights(self) -> None:
+        """Those of `tokenizer.start_from`."""
+        assert self.recipe.tokenizer is not None
+        if self.recipe.tokenizer.start_from is not None:
+            start_tokenizer_from(self.tokenizer, load_tokenizer(self.recipe.tokenizer.start_from, "cpu"))
+            if self.average is not None:
+                self.average.load_state_dict(self.tokenizer.state_dict())
 
     # --- the update ---------------------------------------------------------------------------------------------
 
