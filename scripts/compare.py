@@ -62,6 +62,13 @@ def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], a
     """The figures of a variant, trained and scored unless that has been done."""
     stage, report = table["stage"], run / "scores.json"
     common, minutes = table.get("common", []), asked.minutes
+    words = {"recipe": table["recipe"], "changes": changes, "common": common, "overrides": asked.overrides}
+    words |= {
+        "minutes": minutes,
+        "evaluate": table.get("evaluate", []),
+        "latents": asked.latents and str(asked.latents),
+    }
+    check_same(run / "words.json", words)
     if not report.exists():
         if isinstance(changes, dict):
             first = run / "first"
@@ -71,13 +78,22 @@ def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], a
         overrides = [*common, *changes, *asked.overrides]
         train(table, run, overrides, minutes, asked.latents)
         verb = {"tokenizer": "reconstructions", "denoiser": "samples"}[stage]
-        clips = next((word.partition("=")[2] for word in overrides if word.startswith("data.path=")), "toy")
+        clips = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]["path"]
         against = ["--reference", clips] if stage == "denoiser" else [clips]
         vqvdm("evaluate", verb, run, *against, *map(str, table.get("evaluate", [])), "--report", report)
     parts = [log_of(part, stage)[-1] for part in (run / "first", run) if part.exists()]
     metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
     figures = {name: figure["value"] for name, figure in metrics.items()}
     return {"updates": parts[-1]["step"], "minutes": sum(part["seconds"] for part in parts) / 60, **figures}
+
+
+def check_same(path: Path, words: dict[str, Any]) -> None:
+    """Refuse to go on with a variant that was begun with other words."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(words, indent=1), encoding="utf-8")
+    elif (before := json.loads(path.read_text(encoding="utf-8"))) != words:
+        sys.exit(f"{path.parent} was begun as {before}, not as {words}: delete it, or name another --folder")
 
 
 def train(table: dict[str, Any], run: Path, overrides: list[str], minutes: float, latents: Path | None) -> None:

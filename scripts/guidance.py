@@ -10,6 +10,7 @@ pipeline of the same latents and classes trained less or smaller, autoguidance i
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,16 @@ def main() -> None:
     extractor = extractor_of(protocol, options)
     real = real_side(asked.reference, protocol, options, extractor)
     rows: dict[str, dict[str, float]] = {}
+    settings = ("model", "reference", "split", "clips", "steps", "weaker")
+    words = {name: value for name, value in vars(asked).items() if name in settings}
+    words["fingerprint"] = pipeline.fingerprint()
     if asked.report and asked.report.exists():
-        rows = json.loads(asked.report.read_text(encoding="utf-8"))
+        before = json.loads(asked.report.read_text(encoding="utf-8"))
+        if before["of"] != words:
+            sys.exit(
+                f"{asked.report} holds rows of {before['of']}, not of {words}: name another --report, or delete it"
+            )
+        rows = before["rows"]
     for name, arguments in variants(asked).items():
         if name not in rows:
             sampling = {"num_inference_steps": asked.steps, **arguments}
@@ -56,7 +65,7 @@ def main() -> None:
             metrics = score(fake, real, protocol, asked=asked.clips).report["metrics"]
             rows[name] = {key: metrics[key]["value"] for key in COLUMNS if key in metrics}
         if asked.report:
-            write_text(asked.report, json.dumps(rows, indent=1))
+            write_text(asked.report, json.dumps({"of": words, "rows": rows}, indent=1))
         print(as_table(rows), flush=True)
 
 
@@ -64,22 +73,21 @@ def variants(asked: Any) -> dict[str, dict[str, Any]]:
     """Arguments of the pipeline's call by the name of the row."""
     scales = [float(scale) for scale in asked.scales.split(",")]
     rows: dict[str, dict[str, Any]] = {f"scale {scale:g}": {"guidance_scale": scale} for scale in scales}
-    for row in rows.values():
-        row["guidance_interval"] = (0.0, 1.0)  # whatever is the model's own
     strong = [scale for scale in scales if scale > 1]
     for words in asked.intervals.split(","):
         low, high = (float(word) for word in words.split("-"))
-        for scale in strong[1:3]:
+        for scale in strong[1:3] or strong[:1]:
             name = f"scale {scale:g} at levels {low:g} to {high:g}"
             rows[name] = {"guidance_scale": scale, "guidance_interval": (low, high)}
-    rows[f"scale {strong[-1]:g}, rescaled by {asked.rescale:g}"] = {
-        "guidance_scale": strong[-1],
-        "guidance_rescale": asked.rescale,
-    }
+    for scale in strong[-1:]:
+        name = f"scale {scale:g}, rescaled by {asked.rescale:g}"
+        rows[name] = {"guidance_scale": scale, "guidance_rescale": asked.rescale}
     if asked.weaker:
         weaker = load_pipeline(asked.weaker, "cpu").denoiser
         for scale in strong[:3]:
             rows[f"autoguidance {scale:g}"] = {"guidance_scale": scale, "weaker_denoiser": weaker}
+    for row in rows.values():
+        row.setdefault("guidance_interval", (0.0, 1.0))  # whatever is the model's own
     return rows
 
 

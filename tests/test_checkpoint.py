@@ -188,3 +188,16 @@ def test_a_loaded_optimizer_takes_the_same_step_bit_for_bit() -> None:
         assert torch.equal(a, b)
     load_optimizer(its_optimizer, {})
     assert optimizer_tensors(its_optimizer) == {}
+
+
+def test_the_state_of_an_optimizer_goes_where_its_parameters_are() -> None:
+    """All of it, the count of steps included: the fused AdamW of a GPU refuses a count on the CPU."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = make_adamw(model.parameters(), 0.1, (0.9, 0.99))
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    saved = optimizer_tensors(optimizer)
+    elsewhere = make_adamw(model.to("meta").parameters(), 0.1, (0.9, 0.99))
+    load_optimizer(elsewhere, saved)
+    state = [value for values in elsewhere.state.values() for value in values.values()]
+    assert len(state) == 6 and {value.device.type for value in state} == {"meta"}

@@ -16,7 +16,7 @@ from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.denoiser import DenoiserStage, train_denoiser
-from vqvdm.train.distill import distil
+from vqvdm.train.distill import _digest, distil
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch
 from vqvdm.train.start_from import start_denoiser_from
@@ -117,3 +117,43 @@ def test_weights_are_taken_over_but_not_classes_of_another_number(teacher: Path)
     assert torch.equal(fresh.class_embed.weight, classes)
     with pytest.raises(InputError, match="another architecture"):
         start_denoiser_from(VideoDenoiser(**{**settings, "channels": (16, 16)}), other)
+
+
+def test_pairs_without_classes_have_the_frame_rates_they_were_made_for(tmp_path: Path) -> None:
+    give_tokenizer(tmp_path / "teacher")
+    recipe = recipe_of_teacher()
+    model = {**recipe.denoiser.model, "num_classes": 0}
+    recipe = replace(
+        recipe,
+        denoiser=replace(recipe.denoiser, model=model),
+        sampling=replace(recipe.sampling, guidance_scale=1.0),
+        distillation=replace(recipe.distillation, teacher_guidance=None),
+    )
+    train_denoiser(recipe, tmp_path / "teacher")
+    pipeline = VQVDMPipeline.from_pretrained(tmp_path / "teacher" / "pipeline")
+    torch.manual_seed(0)
+    for parameter in pipeline.denoiser.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    pipeline.save_pretrained(tmp_path / "teacher" / "pipeline")
+    distil(recipe, tmp_path / "teacher", tmp_path / "student")
+    pairs, pipeline = LatentCache(tmp_path / "student" / "latents"), load_pipeline(tmp_path / "teacher")
+    pipeline.set_progress_bar_config(disable=True)
+    assert set(pairs.fps.tolist()) == {8.0, 9.0}
+    for number in range(2):
+        pair = pairs[number]
+        settings = {"num_inference_steps": 3, "latents": pair["noise"][None], "output_type": "latent"}
+        right, wrong = (
+            pipeline(fps=fps, **settings).frames[0] for fps in (float(pair["fps"]), 17 - float(pair["fps"]))
+        )
+        assert (pair["latents"] - right).abs().mean() < 0.2 * (pair["latents"] - wrong).abs().mean()
+
+
+def test_pairs_are_made_anew_when_the_teacher_samples_in_another_way(teacher: Path) -> None:
+    pipeline, part = load_pipeline(teacher), replace(recipe_of_teacher().distillation, teacher_guidance=None)
+    names = {_digest(pipeline, part), _digest(pipeline, replace(part, teacher_guidance=3.0))}
+    pipeline.register_to_config(guidance_interval={"low": 0.2, "high": 0.9})
+    names.add(_digest(pipeline, part))
+    pipeline.scheduler = pipeline.objective.make_scheduler("unipc")
+    names.add(_digest(pipeline, part))
+    assert len(names) == 4

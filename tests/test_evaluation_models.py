@@ -95,6 +95,8 @@ def test_what_was_generated_has_a_name_of_its_own():
     other = tiny_pipeline()
     with torch.no_grad():
         next(other.denoiser.parameters()).add_(0.1)
+    other_interval = tiny_pipeline()
+    other_interval.register_to_config(guidance_interval={"low": 0.2, "high": 0.9})
     names = [
         named(),
         named(other),
@@ -103,6 +105,10 @@ def test_what_was_generated_has_a_name_of_its_own():
         named(orders=[replace(order, label=0) for order in orders]),
         named(num_inference_steps=5),
         named(guidance_scale=1.0),
+        named(guidance_interval=(0.3, 0.6)),
+        named(other_interval),
+        named(weaker_denoiser=generated().pipeline.denoiser),
+        named(weaker_denoiser=other.denoiser),
     ]
     assert len(set(names)) == len(names)
     assert named() == names[0]

@@ -78,12 +78,14 @@ def test_step_has_the_size_of_adamws() -> None:
 def test_inner_weights_go_to_muon_and_all_else_to_adamw() -> None:
     model = nn.Module()
     model.body, model.head = nn.Sequential(nn.Conv3d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4)), nn.Linear(4, 2)
+    model.up = nn.ConvTranspose3d(4, 4, 2)
     model.embed = nn.Embedding(3, 4)
     optimizers = make_optimizers(model, TrainingRecipe(optimizer="muon", learning_rate=0.1))
     owner = {id(p): name for name, o in optimizers.items() for group in o.param_groups for p in group["params"]}
     assert {name for name, parameter in model.named_parameters() if owner[id(parameter)] == "muon"} == {
         "body.0.weight",
         "body.2.weight",
+        "up.weight",
     }
     assert len(owner) == len(list(model.parameters()))
     assert list(make_optimizers(model, TrainingRecipe())) == ["optimizer"]

@@ -23,7 +23,6 @@ from tiny_pipeline import LABELS, tiny_denoiser, tiny_pipeline, tiny_tokenizer
 from vqvdm import VideoDenoiser, VQVDMPipeline
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
-from vqvdm.pipeline import OBJECTIVE
 from vqvdm.prediction import rescale_guidance
 
 torch.set_num_threads(1)
@@ -130,7 +129,7 @@ class Recalling(GaussianDenoiser):
 def test_a_denoiser_is_told_what_it_found_in_the_call_before(objective, scheduler, interval):
     denoiser = Recalling(in_channels=3, channels=(8,), blocks=1, num_classes=2, self_condition=True)
     denoiser.objective, denoiser.calls = objective, []
-    stated = {name: getattr(objective, name) for name in OBJECTIVE}
+    stated = objective.for_sampling()
     sizes = {"num_frames": 2, "height": 8, "width": 8}
     pipe = VQVDMPipeline(None, denoiser, objective.make_scheduler(scheduler), **sizes, diffusion=stated)
     pipe.set_progress_bar_config(disable=True)

@@ -370,3 +370,10 @@ def test_a_run_folder_named_as_recipe_is_the_run(tmp_path):
     assert run_folder(mine, Recipe.load(mine)) == tmp_path / "mine"
     assert run_folder("toy", toy) == Path("runs/toy")
     assert run_folder(mine, toy, tmp_path / "other") == tmp_path / "other"
+
+
+def test_self_conditioning_needs_an_estimate_of_clean_latents():
+    words = ["denoiser.self_conditioning=0.5", "denoiser.diffusion.zero_terminal_snr=false"]
+    assert Recipe.load("demo", [*words, "denoiser.diffusion.prediction=v_prediction"]).denoiser.self_conditioning == 0.5
+    with pytest.raises(InputError, match=r"denoiser\.self_conditioning needs an estimate of the clean latents"):
+        Recipe.load("demo", [*words, "denoiser.diffusion.prediction=epsilon"])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vqvdm.diffusion import TIMESTEPS, Objective
 from vqvdm.errors import InputError
-from vqvdm.schedulers import adapted, fit, fitting_schedulers, stated_objective
+from vqvdm.schedulers import adapted, fit, fitting_schedulers, set_steps, stated_objective
 
 torch.set_num_threads(1)
 
@@ -204,3 +204,13 @@ def test_predicted_noise_is_not_asked_of_pure_noise() -> None:
     scheduler.set_timesteps(20)
     alpha_bar = objective.alphas_cumprod[int(scheduler.timesteps[0])]
     assert (alpha_bar / (1 - alpha_bar)).sqrt().log().item() == pytest.approx(-5.1, abs=0.2)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_steps_of_a_flow_are_even_to_the_end(shift: float) -> None:
+    """Levels of shift(k / n), by Esser et al. 2024, eq. 23: diffusers' own end next to 0, one step too early."""
+    scheduler: Any = Objective("flow", shift=shift).make_scheduler("euler")
+    set_steps(scheduler, 4)
+    even = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
+    torch.testing.assert_close(scheduler.sigmas, shift * even / (1 + (shift - 1) * even))
+    torch.testing.assert_close(scheduler.timesteps, 1000 * scheduler.sigmas[:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
@@ -29,8 +30,10 @@ def test_guidance_is_scored_by_kind_and_scale_and_goes_on(
     monkeypatch.setattr(sys, "argv", ["guidance.py", *asked])
     guidance = script("guidance")
     guidance.main()
-    rows = json.loads(Path("made.json").read_text())
-    names = ["scale 1", "scale 2", "scale 2, rescaled by 0.7", "autoguidance 2"]
+    made = json.loads(Path("made.json").read_text())
+    rows = made["rows"]
+    interval = "scale 2 at levels 0.5 to 1"
+    names = ["scale 1", "scale 2", interval, "scale 2, rescaled by 0.7", "autoguidance 2"]
     assert list(rows) == names
     # A model that leads away from itself goes nowhere: as without guidance.
     assert rows["autoguidance 2"]["fvd"] == pytest.approx(rows["scale 1"]["fvd"], rel=1e-6)
@@ -38,9 +41,23 @@ def test_guidance_is_scored_by_kind_and_scale_and_goes_on(
     assert "best FVD: " in capsys.readouterr().out
 
     rows["scale 1"]["fvd"] = -1.0  # what is in the report is taken from there
-    Path("made.json").write_text(json.dumps(rows))
+    Path("made.json").write_text(json.dumps(made))
     guidance.main()
     assert "best FVD: scale 1\n" in capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "argv", ["guidance.py", *asked, "--steps", "3"])
+    with pytest.raises(SystemExit, match=r"made\.json holds rows of"):
+        guidance.main()
+
+
+def test_all_rows_guide_at_all_levels_but_those_of_intervals() -> None:
+    asked = Namespace(scales="1,2,3", intervals="0.2-0.7", rescale=0.5, weaker=None)
+    rows = script("guidance").variants(asked)
+    levels = {name: row["guidance_interval"] for name, row in rows.items()}
+    assert {name for name, interval in levels.items() if interval != (0.0, 1.0)} == {"scale 3 at levels 0.2 to 0.7"}
+    assert list(script("guidance").variants(Namespace(scales="1", intervals="0-1", rescale=0.5, weaker=None))) == [
+        "scale 1"
+    ]
 
 
 def test_shares_of_a_training_become_updates() -> None:

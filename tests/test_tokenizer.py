@@ -310,6 +310,15 @@ def test_strided_and_transposed_convolutions_keep_places(stride: tuple[int, int,
     torch.testing.assert_close(up(x), torch.nn.functional.interpolate(x, scale_factor=tuple(map(float, stride))))
 
 
+def test_the_layout_of_tats_halves_and_stretches_time_first() -> None:
+    """Both in its code go by `n_times_downsample`, which counts down from the first layer of either."""
+    channels, strides = (8, 8, 8, 8), ((2, 2, 2), (2, 2, 2), (1, 2, 2))
+    encoder, decoder = TATSEncoder(3, channels, strides, 4), TATSDecoder(4, channels, strides, 3)
+    halving = [layer.conv.stride for layer in encoder.layers if isinstance(layer, Strided)]
+    stretching = [layer.conv.stride for layer in decoder.layers if isinstance(layer, Transposed)]
+    assert halving == stretching == list(strides)
+
+
 def test_the_layout_of_tats_has_its_parameters() -> None:
     """7.40M and 16.12M without the 1x1x1 convolutions around the codebook: counted in TATS' own code, n_hiddens 32."""
     channels, strides = (32, 64, 128, 256), ((2, 2, 2), (2, 2, 2), (1, 2, 2))

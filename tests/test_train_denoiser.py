@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,3 +292,33 @@ def test_damaged_remains_of_a_run(tmp_path: Path) -> None:
     (last.folder / "state.json").write_text("{}")
     with pytest.raises(InputError, match=r"state.json cannot be read"):
         train_denoiser(tiny_recipe(steps=2), tmp_path)
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++", "unipc", "euler", "heun", "ddim"])
+def test_the_pipeline_knows_its_flow_whatever_the_scheduler(tmp_path: Path, scheduler: str) -> None:
+    recipe = tiny_recipe()
+    part = replace(recipe.denoiser, model=DENOISER, diffusion=replace(recipe.denoiser.diffusion, shift=3.0))
+    recipe = replace(recipe, tokenizer=None, denoiser=part, sampling=SamplingRecipe(scheduler, steps=2))
+    stage = DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
+    stage.write_model(0, tmp_path / "pipeline", last=True)
+    objective = VQVDMPipeline.from_pretrained(tmp_path / "pipeline").objective
+    assert (objective.prediction, objective.shift) == ("flow", 3.0)
+
+
+@pytest.mark.parametrize("change", ["tokenizer", "prediction"])
+def test_a_start_from_other_latents_or_another_prediction_is_refused(tmp_path: Path, change: str) -> None:
+    for name in ("first", "second"):
+        give_tokenizer(tmp_path / name)
+    recipe = tiny_recipe(steps=1)
+    train_denoiser(recipe, tmp_path / "first")
+    part = replace(recipe.denoiser, start_from=str(tmp_path / "first"))
+    if change == "prediction":
+        part = replace(part, diffusion=replace(part.diffusion, prediction="v_prediction"))
+    else:
+        tokenizer = VideoTokenizer.from_pretrained(tmp_path / "second" / "tokenizer")
+        tokenizer.set_latent_statistics(torch.zeros(3), torch.full((3,), 2.0))
+        tokenizer.save_pretrained(tmp_path / "second" / "tokenizer")
+        shutil.rmtree(tmp_path / "second" / "latents")
+        write_latents(tokenizer, TinyClips(), tmp_path / "second" / "latents", progress=False)
+    with pytest.raises(InputError, match=r"start_from names .*first, which predicts flow of the latents of tokenizer"):
+        train_denoiser(replace(recipe, denoiser=part), tmp_path / "second")

@@ -262,3 +262,27 @@ def test_a_broken_log_line_is_dropped(tmp_path: Path) -> None:
         file.write('{"stage": "tokenizer", "st')
     train_tokenizer(tiny_recipe(steps=2), tmp_path)
     assert [line["step"] for line in records(tmp_path, "tokenizer")] == [1, 2]
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "denoiser"])
+def test_a_training_begun_anew_replaces_the_export(tmp_path: Path, stage: str) -> None:
+    give_tokenizer(tmp_path)
+    train = TRAIN[stage]
+    train(tiny_recipe(steps=2), tmp_path)
+    folder = tmp_path / STAGES[stage].export
+    (weights,) = (folder if stage == "tokenizer" else folder / stage).glob("*.safetensors")
+    before = weights.read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints" / stage)
+    train(tiny_recipe(steps=2, seed=1), tmp_path)
+    assert weights.read_bytes() != before
+
+
+def test_sampling_changed_after_the_training_reaches_the_pipeline(tmp_path: Path) -> None:
+    give_tokenizer(tmp_path)
+    recipe = tiny_recipe(steps=1)
+    train_denoiser(recipe, tmp_path)
+    weights = (tmp_path / "pipeline" / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes()
+    train_denoiser(replace(recipe, sampling=replace(recipe.sampling, steps=7, guidance_scale=3.5)), tmp_path)
+    config = json.loads((tmp_path / "pipeline" / "model_index.json").read_text())
+    assert (config["num_inference_steps"], config["guidance_scale"]) == (7, 3.5)
+    assert (tmp_path / "pipeline" / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes() == weights

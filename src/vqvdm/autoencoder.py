@@ -271,7 +271,10 @@ class TATSEncoder(Layered):
 
 
 class TATSDecoder(Layered):
-    """The decoder of TATS: transposed convolutions, two residual blocks after each."""
+    """The decoder of TATS: transposed convolutions, two residual blocks after each.
+
+    Time is stretched first, as TATS' is; its encoder halves time first, so this is no mirror of it.
+    """
 
     def __init__(self, latent: int, channels: Sequence[int], strides: Sequence[Stride], out: int) -> None:
         super().__init__()
@@ -279,7 +282,7 @@ class TATSDecoder(Layered):
         self.stem = Conv3d(latent, width, 1)
         self.norm = nn.GroupNorm(groups_of(width), width)
         layers: list[nn.Module] = []
-        for narrower, stride in zip(reversed(channels[1:]), reversed(strides), strict=True):
+        for narrower, stride in zip(reversed(channels[1:]), strides, strict=True):
             layers += [Transposed(width, narrower, stride), *(ResidualBlock(narrower, "replicate") for _ in range(2))]
             width = narrower
         self.layers = nn.ModuleList(layers)

@@ -149,6 +149,10 @@ class Objective:
 
     # --- sampling -----------------------------------------------------------------------------------------------
 
+    def for_sampling(self) -> dict[str, Any]:
+        """The settings that sampling must know: an `Objective` of these samples as this one."""
+        return {name: getattr(self, name) for name in ("prediction", "schedule", "zero_terminal_snr", "shift")}
+
     def _discrete(self) -> dict[str, Any]:
         betas = {"cosine": "squaredcos_cap_v2"}.get(self.schedule, self.schedule)
         return {

@@ -46,11 +46,10 @@ from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.model_card import model_card
 from vqvdm.prediction import Predictor
 from vqvdm.processor import packed_weights
-from vqvdm.schedulers import Predict, adapted, fit, stated_objective
+from vqvdm.schedulers import Predict, adapted, fit, set_steps, stated_objective
 from vqvdm.tokenizer import VideoTokenizer
 
 ClassLabel = str | int
-OBJECTIVE = ("prediction", "schedule", "zero_terminal_snr", "shift")  # what sampling must know of the training
 _DECODED_ON_GPU = 8  # videos at a time
 SHOWN_CLASSES = 30  # named at most in a message
 HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py")
@@ -135,7 +134,7 @@ class VQVDMPipeline(DiffusionPipeline):
             num_inference_steps=int(num_inference_steps),
             guidance_scale=float(guidance_scale),
             guidance_interval={"low": float(low), "high": float(high)},
-            diffusion={name: getattr(stated, name) for name in OBJECTIVE},
+            diffusion=stated.for_sampling(),
             about=dict(about or {}),
         )
         self.video_processor = VideoProcessor(vae_scale_factor=1)
@@ -293,7 +292,7 @@ class VQVDMPipeline(DiffusionPipeline):
         Args:
             class_labels: names or ids of classes; None makes unconditional videos, also of a class-conditional model.
             num_frames, height, width: size of each video; the model's own by default.
-            fps: frames per second, one for all or one for each class label.
+            fps: frames per second, one for all or one for each class label; without labels, each makes videos.
             num_inference_steps: steps of the scheduler.
             guidance_scale: w in uncond + w (cond - uncond) (Ho and Salimans 2022); 1 or less is no guidance.
             guidance_interval: (lowest, highest) noise level, 0 clean to 1 noise, at which guidance acts
@@ -342,7 +341,8 @@ class VQVDMPipeline(DiffusionPipeline):
             check_null_class(label_ids, scale if weaker_denoiser is None else 1.0)
         if weaker_denoiser is not None:
             check_weaker(weaker_denoiser.config, self.denoiser.config)
-        rates = frame_rates(config["fps"] if fps is None else fps, len(label_ids or [None]), videos)
+        prompts = None if label_ids is None else len(label_ids)
+        rates = frame_rates(config["fps"] if fps is None else fps, prompts, videos)
         generators, seeds = one_generator_each(generator, len(rates))
         shape = (len(rates), *self.latent_shape(*size))
         device = self._execution_device
@@ -352,7 +352,7 @@ class VQVDMPipeline(DiffusionPipeline):
         self._guidance_scale = 1.0 if labels is None and weaker_denoiser is None else scale
 
         fit(self.scheduler, self.objective, bounded=self.tokenizer is None)
-        self.scheduler.set_timesteps(steps, device="cpu")  # no step waits for the GPU to tell its level
+        set_steps(self.scheduler, steps)
         self._num_timesteps = len(self.scheduler.timesteps)
         latents = self._initial_noise(shape, generators, latents, device)
         predict = self._predictor(labels, torch.tensor(rates, device=device), interval, rescale, weaker_denoiser)

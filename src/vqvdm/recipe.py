@@ -344,6 +344,12 @@ def _min_snr(recipe: Recipe) -> str | None:
     return None
 
 
+def _self_conditioning(recipe: Recipe) -> str | None:
+    if recipe.denoiser.self_conditioning == 0 or recipe.denoiser.diffusion.prediction != "epsilon":
+        return None
+    return "needs an estimate of the clean latents, which prediction 'epsilon' does not give in much noise; set it to 0"
+
+
 def _scheduler(recipe: Recipe) -> str | None:
     scheduler, prediction = recipe.sampling.scheduler, recipe.denoiser.diffusion.prediction
     if scheduler == ("ddpm" if prediction == "flow" else "heun"):
@@ -414,6 +420,7 @@ def _decoder_only(recipe: Recipe) -> str | None:
 _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.diffusion.zero_terminal_snr": _terminal_noise,
     "denoiser.diffusion.min_snr_gamma": _min_snr,
+    "denoiser.self_conditioning": _self_conditioning,
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
     "latents.flips": _flips,

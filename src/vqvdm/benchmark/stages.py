@@ -19,7 +19,7 @@ from vqvdm.diffusion import Objective, guided
 from vqvdm.errors import InputError
 from vqvdm.graphs import GraphedDenoiser
 from vqvdm.metrics.i3d import I3D, SIDE, shapes
-from vqvdm.pipeline import OBJECTIVE, VQVDMPipeline
+from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processor import keep_packed
 from vqvdm.recipe import Recipe
 from vqvdm.tokenizer import VideoTokenizer
@@ -95,7 +95,7 @@ class Subject:
             width=recipe.data.size,
             num_inference_steps=recipe.sampling.steps,
             guidance_scale=recipe.sampling.guidance_scale,
-            diffusion={name: getattr(objective, name) for name in OBJECTIVE},
+            diffusion=objective.for_sampling(),
         )
         for network in (self.tokenizer, self.pipeline.denoiser):
             _cast(network.eval(), dtype)

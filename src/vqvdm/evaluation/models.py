@@ -18,6 +18,7 @@ from vqvdm.data.worlds import WORLDS
 from vqvdm.evaluation.features import Network
 from vqvdm.evaluation.sources import Clip, Videos, in_8_bits, read_clips
 from vqvdm.generation import Order, generate_clips
+from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.judge import CLASSES, judge
 from vqvdm.metrics.protocol import Draw
 from vqvdm.metrics.quality import squared_errors, ssim
@@ -55,11 +56,14 @@ class GeneratedVideos:
             "sampler": type(pipeline.scheduler).__name__,
             "steps": self.arguments.get("num_inference_steps", config["num_inference_steps"]),
             "guidance_scale": self.arguments.get("guidance_scale", config["guidance_scale"]),
+            "guidance_interval": list(self.arguments.get("guidance_interval", config["guidance_interval"].values())),
             "fps": self.arguments.get("fps", config["fps"]),
             "size": [self.arguments.get(side, config[side]) for side in ("height", "width")],
             "ema_decay": config["about"].get("ema_decay"),
             "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
         }
+        if weaker := self.arguments.get("weaker_denoiser"):
+            self.facts = {**self.facts, "weaker": fingerprint(changed_settings(weaker), weaker.state_dict())}
         of_toy_world = config["about"].get("data") in WORLDS
         self._judged = of_toy_world and all(order.name in CLASSES for order in orders)
         if self._judged:
@@ -85,7 +89,8 @@ class GeneratedVideos:
     def digest(self) -> str:
         scheduler = self.pipeline.scheduler.config.items()
         settings = sorted((name, value) for name, value in scheduler if not name.startswith("_"))
-        made_by = (self.facts, sorted(self.arguments.items()), settings)
+        arguments = {name: value for name, value in self.arguments.items() if name != "weaker_denoiser"}
+        made_by = (self.facts, sorted(arguments.items()), settings)
         orders = [(order.label, order.seed) for order in self.orders]
         return hashlib.sha256(repr((made_by, orders)).encode()).hexdigest()[:16]
 

@@ -168,7 +168,8 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     for key, value in tensors.items():
         number, _, name = key.partition(".")
         parameter = parameters[int(number)]
-        like = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
+        like = parameter if value.shape == parameter.shape else value
+        like = torch.empty_like(like, device=parameter.device)  # the fused AdamW wants its count of steps there, too
         optimizer.state[parameter][name] = like.copy_(value)
 
 

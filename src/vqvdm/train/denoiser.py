@@ -192,6 +192,7 @@ class DenoiserStage:
 
     name = "denoiser"
     export = "pipeline"
+    stated: tuple[str, ...] = ("sampling.",)
 
     def __init__(
         self, recipe: Recipe, accelerator: Accelerator, dataset: Any, tokenizer: VideoTokenizer | None
@@ -252,8 +253,16 @@ class DenoiserStage:
 
     def take_first_weights(self) -> None:
         """Those of `denoiser.start_from`."""
-        if self.recipe.denoiser.start_from is not None:
-            start_denoiser_from(self.denoiser, load_pipeline(self.recipe.denoiser.start_from, "cpu").denoiser)
+        name = self.recipe.denoiser.start_from
+        if name is not None:
+            other = load_pipeline(name, "cpu")
+            names = [None if part is None else part.latents_fingerprint() for part in (other.tokenizer, self.tokenizer)]
+            if names[0] != names[1] or other.objective.prediction != self.objective.prediction:
+                raise InputError(
+                    f"denoiser.start_from names {name}, which predicts {other.objective.prediction} of the latents of "
+                    f"tokenizer {names[0]}; this one predicts {self.objective.prediction} of those of {names[1]}"
+                )
+            start_denoiser_from(self.denoiser, other.denoiser)
             if self.average is not None:
                 self.average.load_state_dict(self.denoiser.state_dict())
 
@@ -358,6 +367,7 @@ class DenoiserStage:
             tokenizer=self.tokenizer,
             denoiser=denoiser,
             scheduler=self.objective.make_scheduler(sampling.scheduler),
+            diffusion=self.objective.for_sampling(),  # not every scheduler states it: flow's ddim walks other noise
             id2label=dict(enumerate(self.classes)) if self.num_classes else None,
             fps=self.fps,
             num_frames=data.frames,

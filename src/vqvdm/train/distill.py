@@ -7,6 +7,7 @@ guidance is learnt along, so a step is one pass.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -62,7 +63,8 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
     recipe.check()
     if student.resolve() == run.resolve():
         raise InputError(f"--student {student} is the teacher's own folder; name another")
-    if recipe.tokenizer is None or find_pipeline(run) is None:
+    trained = find_pipeline(run)
+    if recipe.tokenizer is None or trained is None:
         raise InputError(f"{run} has no pipeline with a tokenizer to distil")
     teacher = load_pipeline(run, device, pick_dtype("auto", pick_device(device)))
     if teacher.objective.prediction != "flow":
@@ -73,7 +75,7 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
     student.mkdir(parents=True, exist_ok=True)
     with sole_writer(student):
         with whole_folder(student / "tokenizer") as folder:
-            shutil.copytree(run / "tokenizer", folder, dirs_exist_ok=True)
+            shutil.copytree(trained / "tokenizer", folder, dirs_exist_ok=True)  # with a decoder that was joined to it
         _write_pairs(recipe, teacher, LatentCache(run / "latents"), student / "latents")
     return train_denoiser(student_recipe(recipe, run), student, "student")
 
@@ -96,7 +98,7 @@ def _write_pairs(recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, f
     part = recipe.distillation
     facts: dict[str, Any] = {
         **{name: latents.index[name] for name in ("tokenizer", "classes", "latent_shape", "data", "clip_shape")},
-        "digest": f"{teacher.fingerprint()} {part.teacher_steps} {part.teacher_guidance}",
+        "digest": _digest(teacher, part),
     }
     with torch.inference_mode():
         write_pairs(
@@ -107,6 +109,16 @@ def _write_pairs(recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, f
             batch_size=max(usual_batch(teacher.device), 32),
             shard_size=recipe.latents.shard,
         )
+
+
+def _digest(teacher: VQVDMPipeline, part: DistillationRecipe) -> str:
+    """What the teacher's latents follow from, beside the noise."""
+    config = teacher.config
+    scale = config["guidance_scale"] if part.teacher_guidance is None else part.teacher_guidance
+    interval = list(config["guidance_interval"].values())
+    solver = {name: value for name, value in teacher.scheduler.config.items() if not name.startswith("_")}
+    settings = {"steps": part.teacher_steps, "guidance": scale, "interval": interval, "scheduler": solver}
+    return f"{teacher.fingerprint()} {json.dumps(settings, sort_keys=True, default=str)}"
 
 
 def _maker(
@@ -122,8 +134,7 @@ def _maker(
         labels, fps = latents.class_labels[chosen], latents.fps[chosen]
         output: Any = teacher(
             class_labels=labels.tolist() if classes else None,
-            num_videos_per_prompt=1 if classes else len(entries),
-            fps=fps.tolist() if classes else float(fps[0]),
+            fps=fps.tolist(),
             latents=torch.stack([noise_of(seed, latents.latent_shape) for seed in seeds]),
             num_inference_steps=part.teacher_steps,
             guidance_scale=part.teacher_guidance,

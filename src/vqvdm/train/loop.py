@@ -55,6 +55,7 @@ class Stage(Protocol):
     optimizers: dict[str, Optimizer]  # likewise
     architecture: dict[str, Any]  # dotted recipe keys in which a checkpoint must agree, with plain values
     defaults: dict[str, Any]  # of those keys that a checkpoint from before them may lack
+    stated: tuple[str, ...]  # parts of the recipe that the exported model states, without having learnt from them
 
     def take_first_weights(self) -> None:
         """Load what the recipe names to start from, if anything; called where there is no checkpoint."""
@@ -125,7 +126,7 @@ def _train(
                 session.sample()
             if saving and not finished:
                 session.export_model(last=False)
-        if session.exported_step() != session.counters.step:
+        if session.must_export():
             session.export_model(last=True)
     session.end()
     return session.export
@@ -191,7 +192,8 @@ class _Session:
         self.folder = run / "checkpoints" / stage.name
         self.main = accelerator.is_main_process
         self.counters = _Counters()
-        self.meter, self.rolled_back = Meter(), False
+        self.meter, self.rolled_back, self.updated = Meter(), False, False
+        self.changes: list[str] = []
         checkpoint = latest_checkpoint(self.folder)
         if checkpoint is None:
             stage.take_first_weights()
@@ -213,7 +215,7 @@ class _Session:
         if self.resumed_from is None:
             self.save()
         else:
-            changes = differences(self.resumed_from.state["recipe"], plain(self.recipe))
+            self.changes = differences(self.resumed_from.state["recipe"], plain(self.recipe))
             folder = self.resumed_from.folder
             what = f"going on from {folder}"
             if self.counters.step >= self.training.steps:
@@ -221,7 +223,7 @@ class _Session:
                     f"all {self.counters.step} updates are done ({folder}); to train longer, raise "
                     f"{self.stage.name}.training.steps"
                 )
-            self.progress.say("\n".join([what, *(f"  changed: {change}" for change in changes)]))
+            self.progress.say("\n".join([what, *(f"  changed: {change}" for change in self.changes)]))
         self._start_from_here()
 
     def update(self) -> None:
@@ -233,6 +235,7 @@ class _Session:
         )
         self.meter.add(self.stage.update(counters.step, micro_batches))
         counters.step += 1
+        self.updated = True
         self.progress.update(counters.step)
 
     def log_figures(self) -> bool:
@@ -286,13 +289,15 @@ class _Session:
                 (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         self._mark()
 
-    def exported_step(self) -> int | None:
-        """The update the exported model is of; None if there is no export."""
+    def must_export(self) -> bool:
+        """Whether the exported model is of fewer updates, of another training, or states what has changed since."""
+        if self.updated or any(change.startswith(self.stage.stated) for change in self.changes):
+            return True
         path = self.export / "training.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["step"]
+            return json.loads(path.read_text(encoding="utf-8"))["step"] != self.counters.step
         except (OSError, ValueError, KeyError, TypeError):  # damaged, so export again
-            return None
+            return True
 
     def roll_back(self) -> None:
         """After NaN: once, return to the last checkpoint and go on with another order and other noise."""

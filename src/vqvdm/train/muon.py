@@ -15,7 +15,8 @@ _ROUNDS = 5
 
 
 class Muon(Optimizer):
-    """Muon for weights of two or more axes; a convolution's counts as the matrix (out, in * taps).
+    """Muon for weights of two or more axes; a convolution's counts as the matrix (out, in * taps),
+    a transposed one's as (in, out * taps).
 
     torch.optim.Muon takes matrices alone and iterates on them in bf16, which many processors only emulate. Here the
     iteration runs in float32 on the small square gram matrices, of which those of equal size go together; each large
@@ -31,7 +32,7 @@ class Muon(Optimizer):
         """Make the optimiser.
 
         Args:
-            parameters: weights of at least two axes, the first of which counts outputs.
+            parameters: weights of at least two axes.
             lr: learning rate, as AdamW's.
             momentum: decay of the averaged gradient; the step looks ahead by it (Nesterov).
             weight_decay: decoupled, as AdamW's.

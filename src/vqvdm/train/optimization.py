@@ -48,7 +48,7 @@ def make_optimizers(model: nn.Module, training: TrainingRecipe) -> dict[str, Opt
     rate, betas, decay = training.learning_rate, training.betas, training.weight_decay
     if training.optimizer == "adamw":
         return {"optimizer": make_adamw(model.parameters(), rate, betas, decay)}
-    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)
     inner = [layer for name, layer in model.named_modules() if isinstance(layer, kinds) and not name.endswith("head")]
     weights = [layer.weight for layer in inner]
     theirs = set(map(id, weights))

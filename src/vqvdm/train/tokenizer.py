@@ -135,6 +135,7 @@ class TokenizerStage:
 
     name = "tokenizer"
     export = "tokenizer"
+    stated: tuple[str, ...] = ()
 
     def __init__(
         self, recipe: Recipe, accelerator: Accelerator, dataset: Dataset[Any], unseen: Dataset[Any] | None = None

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from vqvdm import __version__
 from vqvdm.charts import ACCENT, INK, SECOND, SOFT, Series, alone, line_chart
 from vqvdm.data.clips import ClipTiming
@@ -23,6 +21,7 @@ from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
 from vqvdm.metrics.protocol import Protocol
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processes import this_process
+from vqvdm.schedulers import set_steps
 from vqvdm.structure import listed
 from vqvdm.verbs.evaluate import (
     STANDARD,
@@ -185,7 +184,7 @@ def _row(scheduler: str, steps: int, calls: int, metrics: dict[str, Any]) -> Row
 def _calls(name: str, scheduler: Any, steps: int) -> int:
     """Calls of the network: some schedulers make more than one a step."""
     try:
-        scheduler.set_timesteps(steps, device=torch.device("cpu"))
+        set_steps(scheduler, steps)
     except ValueError as error:
         raise InputError(f"--steps {steps}: {name} cannot take so many ({reason_of(error)})") from error
     return len(scheduler.timesteps)
