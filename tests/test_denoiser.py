@@ -143,6 +143,26 @@ def test_attention_in_bf16_is_that_in_single_precision(axis: str, side: int, tra
     assert (found - expected).abs().mean() < 0.02 * (expected - x).std()
 
 
+@pytest.mark.parametrize("axis", ["space", "time"])
+def test_gradients_of_attention_in_bf16_are_those_in_single_precision(axis: str) -> None:
+    torch.manual_seed(0)
+    attention, x = Attention(32, head_dim=16), torch.randn(2, 32, 4, 6, 6)
+    nn.init.normal_(attention.qkv.weight, std=0.5)
+    nn.init.normal_(attention.out.weight, std=0.2)
+    turns, weights = turns_of(4, 16, CPU) if axis == "time" else None, torch.randn_like(x)
+    gradients = []
+    for low in (False, True):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            (attention(given, turns).float() * weights).sum().backward()
+        assert given.grad is not None and attention.qkv.weight.grad is not None
+        gradients.append((given.grad - weights, attention.qkv.weight.grad.clone()))
+        attention.zero_grad()
+    for exact, rounded in zip(*gradients, strict=True):
+        assert exact.std() > 0.1
+        assert (rounded - exact).abs().mean() < 0.03 * exact.std()
+
+
 @torch.no_grad()
 def test_short_sequences_are_in_single_precision_however_many_heads_there_are() -> None:
     heads, frames, side = 10, 16, 12
@@ -150,8 +170,8 @@ def test_short_sequences_are_in_single_precision_however_many_heads_there_are() 
     within_frames = torch.zeros(3, 1, frames, heads, side, side, 8, dtype=torch.bfloat16)
     assert _laid_out(along_time, places=1).dtype == torch.float32
     assert _laid_out(within_frames, places=2).dtype == torch.bfloat16
-    with torch.enable_grad():  # products are for sampling alone
-        assert _laid_out(within_frames, places=2).dtype == torch.float32
+    with torch.enable_grad():  # products, whose backward pass is the fast one
+        assert _laid_out(along_time, places=1).dtype == torch.bfloat16
 
 
 @torch.no_grad()

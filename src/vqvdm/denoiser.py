@@ -26,6 +26,7 @@ from vqvdm.errors import InputError
 from vqvdm.layers import Conv3d, Linear, Stride, fold, groups_of, unfold
 
 _LONG = 128  # places, from which on products of matrices in bf16 are the fastest attention on a CPU
+_LONGEST = 1024  # places, up to which they are in training: they keep all weights of attention for the backward pass
 Turns = dict[int, Tensor]  # RoPE's angles (2, t, d) by the width d of a head: those of all blocks are made once
 
 _PLANNED = 4096  # steps times clips, at most, whose modulations are held at a time
@@ -102,8 +103,14 @@ def _laid_out(qkv: Tensor, places: int) -> Tensor:
 
 
 def _as_products(x: Tensor, length: int) -> bool:
-    """Whether attention of sequences so long is fastest as products of matrices: in bf16 on a CPU, from `_LONG` on."""
-    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and length >= _LONG and not torch.is_grad_enabled()
+    """Whether attention of sequences so long is fastest as products of matrices: in bf16 on a CPU.
+
+    Without gradients that is from `_LONG` on. With them always: the backward pass of torch's own attention takes
+    three to ten times as long.
+    """
+    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        return False
+    return length <= _LONGEST if torch.is_grad_enabled() else length >= _LONG
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
