@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tiny_training import TOKENIZER, TinyClips, open_tiny, tiny_recipe
+from vqvdm.denoiser import VideoDenoiser
 from vqvdm.errors import InputError
 from vqvdm.latents import LatentCache, write_latents
 from vqvdm.loading import load_tokenizer
 from vqvdm.recipe import Recipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train import tokenizer as module
-from vqvdm.train.start_from import start_tokenizer_from
+from vqvdm.train.start_from import start_denoiser_from, start_tokenizer_from
 from vqvdm.train.tokenizer import train_tokenizer
 
 
@@ -115,3 +116,19 @@ def test_a_decoder_trained_alone_leaves_latents_as_they_are(tmp_path: Path) -> N
 def test_a_decoder_alone_needs_its_encoder() -> None:
     with pytest.raises(InputError, match=r"decoder_only is true, but.*set tokenizer.start_from"):
         Recipe.load("demo", ["tokenizer.decoder_only=true"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2)])
+def test_a_denoiser_may_learn_to_heed_its_estimate_later(patch: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    settings = {"in_channels": 3, "channels": (8, 16), "blocks": 1, "head_dim": 8, "num_classes": 2, "patch": patch}
+    plain = VideoDenoiser(**settings).eval()  # type: ignore[arg-type]
+    plain.head.weight.normal_()
+    heeding = VideoDenoiser(**settings, self_condition=True).eval()  # type: ignore[arg-type]
+    start_denoiser_from(heeding, plain)
+    noisy, labels, fps = torch.randn(2, 3, 2, 8, 8), torch.tensor([0, 2]), torch.full((2,), 8.0)
+    expected = plain(noisy, 500.0, labels, fps)
+    torch.testing.assert_close(heeding(noisy, 500.0, labels, fps, estimate=torch.randn_like(noisy)), expected)
+    with pytest.raises(InputError, match="another architecture"):
+        start_denoiser_from(plain, heeding)

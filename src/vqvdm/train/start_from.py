@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from vqvdm.denoiser import VideoDenoiser
@@ -13,12 +15,20 @@ from vqvdm.tokenizer import VideoTokenizer
 
 
 def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser) -> None:
-    """Give a network the weights of another one; classes begin anew if there are more or fewer of them.
+    """Give a network the weights of another one.
+
+    Classes begin anew if there are more or fewer of them. A network that takes an estimate of the clean latents may
+    start from one that does not: it does not heed the estimate yet.
 
     Raises:
         InputError: other parts differ in their shapes.
     """
     weights = other.state_dict()
+    if denoiser.config["self_condition"] and not other.config["self_condition"]:
+        places = math.prod(other.patch)
+        stem = rearrange(weights["stem.weight"], "o (p c) t h w -> o p c t h w", p=places)
+        widened = torch.cat([stem, torch.zeros_like(stem)], dim=2)  # as `forward` lays them out: noisy, then estimate
+        weights = {**weights, "stem.weight": widened.flatten(1, 2)}
     if other.config["num_classes"] != denoiser.config["num_classes"]:
         own = denoiser.state_dict()
         weights = {name: own[name] if name.startswith("class_embed.") else weights[name] for name in own}
