@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny_training import ADVERSARIAL, TinyClips, tiny_recipe
 from vqvdm import cli
 from vqvdm.errors import InputError
-from vqvdm.train.dry_run import Trial, _work, dry_run, duration, largest_batch, report
+from vqvdm.train.dry_run import Trial, Work, _work, dry_run, duration, largest_batch, report
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.tokenizer import TokenizerStage
 
@@ -59,9 +59,15 @@ def test_work_is_that_of_forward_and_backward_of_all_updates(tmp_path: Path):
     stage = stage_of(tmp_path, TinyClips(), steps=1000, batch=10, adversarial=replace(ADVERSARIAL, weight=0.0))
     with FlopCounterMode(display=False) as counter:
         stage.tokenizer(TinyClips()[0]["clip"][None])
-    ratio = _work(stage, TinyClips(), torch.device("cpu")) / counter.get_total_flops()
-    assert 2.7 < ratio < 3
-    lines = report(stage, [Trial(1, 1.0, 100)], 1000, 10, None, 36e12)
+    work = _work(stage, TinyClips(), torch.device("cpu"))
+    assert 2.7 < work.clip / counter.get_total_flops() < 3
+    assert work.update == 0
+    muon = stage_of(tmp_path, TinyClips(), optimizer="muon", adversarial=replace(ADVERSARIAL, weight=0.0))
+    found = _work(muon, TinyClips(), torch.device("cpu"))
+    assert found.clip == work.clip and found.update > 0  # Muon's products are of an update, however many its clips
+    lines = report(stage, [Trial(1, 1.0, 100)], 1000, 10, None, Work(36e12, 36e13))
+    assert any(" and 3.6e+05 an update" in line and "0.72 EFLOP in all" in line for line in lines)
+    lines = report(stage, [Trial(1, 1.0, 100)], 1000, 10, None, Work(36e12))
     assert any("36000 GFLOP a clip" in line or "3.6e+04 GFLOP a clip" in line for line in lines)
     assert any("0.36 EFLOP in all: 60 minutes at 100 TFLOP/s" in line for line in lines)  # 36e12 * 10,000 / 1e14 s
 
@@ -92,11 +98,11 @@ def test_reading_is_not_part_of_an_update(tmp_path: Path):
 )
 def test_a_batch_that_does_not_fit_is_parted(fits: int, advice: str, tmp_path: Path):
     stage = stage_of(tmp_path, TinyClips(), batch=10)
-    lines = report(stage, [Trial(1, 1.0, 100)], 1000, fits, None, 1e9)
+    lines = report(stage, [Trial(1, 1.0, 100)], 1000, fits, None, Work(1e9))
     assert f"about {fits}" in lines[-2]
     assert f"the recipe's 10 do not fit: tokenizer.training.{advice} has the same clips" in lines[-1]
-    assert "do not fit" not in report(stage, [Trial(1, 1.0, 100)], 1000, 10, None, 1e9)[-1]
-    assert "unknown" in report(stage, [Trial(1, 1.0, None)], None, None, None, 1e9)[-1]
+    assert "do not fit" not in report(stage, [Trial(1, 1.0, 100)], 1000, 10, None, Work(1e9))[-1]
+    assert "unknown" in report(stage, [Trial(1, 1.0, None)], None, None, None, Work(1e9))[-1]
 
 
 def test_what_does_not_fit_at_all_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

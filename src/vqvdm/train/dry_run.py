@@ -56,6 +56,14 @@ class Trial:
     memory: int | None
 
 
+@dataclass(frozen=True)
+class Work:
+    """FLOPs, products and sums counted apart: of a clip, forward and backward, and of an update's steps (Muon's)."""
+
+    clip: float
+    update: float = 0.0
+
+
 def dry_run(stage: Stage, dataset: Any, device: torch.device) -> list[str]:
     """Lines that say what the training would take; the stage's weights are spoilt.
 
@@ -100,9 +108,9 @@ def largest_batch(trials: Sequence[Trial], free: int) -> int | None:
 
 
 def report(
-    stage: Stage, trials: Sequence[Trial], free: int | None, most: int | None, reading: float | None, work: float
+    stage: Stage, trials: Sequence[Trial], free: int | None, most: int | None, reading: float | None, work: Work
 ) -> list[str]:
-    """What was found, in words; `reading` is in clips a second, `work` in FLOP a clip."""
+    """What was found, in words; `reading` is in clips a second."""
     training, last = stage.training, trials[-1]
     rate = last.batch / last.seconds
     clips = training.batch * training.accumulate
@@ -112,10 +120,11 @@ def report(
         f"parameters: {sizes}",
         f"speed: {rate:.3g} clips/s in batches of {last.batch}; {training.steps} updates of {clips} clips take {whole}",
     ]
-    total = work * training.steps * clips
+    total = training.steps * (clips * work.clip + work.update)
+    steps = f" and {work.update / 1e9:.3g} an update (the optimiser)" if work.update else ""
     lines.append(
-        f"work: {work / 1e9:.3g} GFLOP a clip (convolutions and products, forward and backward), {total / 1e18:.3g} "
-        f"EFLOP in all: {duration(total / _PACE)} at {_PACE / 1e12:g} TFLOP/s"
+        f"work: {work.clip / 1e9:.3g} GFLOP a clip (convolutions and products, forward and backward){steps}, "
+        f"{total / 1e18:.3g} EFLOP in all: {duration(total / _PACE)} at {_PACE / 1e12:g} TFLOP/s"
     )
     if reading is not None:
         processes = max(1, math.ceil(rate / reading))
@@ -147,12 +156,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _work(stage: Stage, dataset: Any, device: torch.device) -> float:
-    """FLOPs of an update of one clip, products and sums counted apart, by torch's counter."""
+def _work(stage: Stage, dataset: Any, device: torch.device) -> Work:
+    """By torch's counter, of an update of one clip; its steps are taken once more, to be counted by themselves."""
     step, batches = last_batches(replace(stage.training, batch=1, accumulate=1), dataset, device)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as whole:
         stage.update(step, batches)
-    return float(counter.get_total_flops())
+    with FlopCounterMode(display=False) as steps:
+        for optimizer in stage.optimizers.values():
+            optimizer.step()
+    return Work(float(whole.get_total_flops() - steps.get_total_flops()), float(steps.get_total_flops()))
 
 
 def _trial(stage: Stage, batch: int, dataset: Any, device: torch.device) -> Trial:
