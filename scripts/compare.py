@@ -62,8 +62,11 @@ def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], a
     """The figures of a variant, trained and scored unless that has been done."""
     stage, report = table["stage"], run / "scores.json"
     common, minutes = table.get("common", []), asked.minutes
-    words = {"recipe": table["recipe"], "changes": changes, "common": common, "overrides": asked.overrides}
-    words |= {
+    words = {
+        "recipe": table["recipe"],
+        "common": common,
+        "changes": changes,
+        "overrides": asked.overrides,
         "minutes": minutes,
         "evaluate": table.get("evaluate", []),
         "latents": asked.latents and str(asked.latents),

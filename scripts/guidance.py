@@ -15,13 +15,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
-from vqvdm.data.clips import ClipTiming
 from vqvdm.evaluation.report import table
-from vqvdm.evaluation.score import score
-from vqvdm.evaluation.sides import DrawnVideos
 from vqvdm.files import write_text
 from vqvdm.loading import load_pipeline
-from vqvdm.verbs.evaluate import Options, extractor_of, generated, generated_protocol, real_side
+from vqvdm.verbs.evaluate import Options, SamplesScorer
 
 COLUMNS = ("fvd", "kvd", "judge", "precision", "recall", "density", "coverage")
 
@@ -43,9 +40,7 @@ def main() -> None:
 
     pipeline = load_pipeline(asked.model, "cpu")
     options = Options(clips=asked.clips, split=asked.split)
-    protocol = generated_protocol(asked.model, pipeline, asked.reference, options).changed(clips=asked.clips)
-    extractor = extractor_of(protocol, options)
-    real = real_side(asked.reference, protocol, options, extractor)
+    scorer = SamplesScorer(asked.model, pipeline, None, asked.reference, options, asked.clips)
     rows: dict[str, dict[str, float]] = {}
     settings = ("model", "reference", "split", "clips", "steps", "weaker")
     words = {name: value for name, value in vars(asked).items() if name in settings}
@@ -59,10 +54,7 @@ def main() -> None:
         rows = before["rows"]
     for name, arguments in variants(asked).items():
         if name not in rows:
-            sampling = {"num_inference_steps": asked.steps, **arguments}
-            videos = generated(asked.model, pipeline, None, protocol, options, sampling)
-            fake = DrawnVideos(videos, protocol, ClipTiming(protocol.frames), extractor)
-            metrics = score(fake, real, protocol, asked=asked.clips).report["metrics"]
+            metrics = scorer.metrics({"num_inference_steps": asked.steps, **arguments})
             rows[name] = {key: metrics[key]["value"] for key in COLUMNS if key in metrics}
         if asked.report:
             write_text(asked.report, json.dumps({"of": words, "rows": rows}, indent=1))

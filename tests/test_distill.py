@@ -33,16 +33,19 @@ def recipe_of_teacher() -> Recipe:
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "teacher"
-    run.mkdir()
+    train_teacher(recipe_of_teacher(), run)
+    return run
+
+
+def train_teacher(recipe: Recipe, run: Path) -> None:
     give_tokenizer(run)
-    train_denoiser(recipe_of_teacher(), run)
+    train_denoiser(recipe, run)
     pipeline = VQVDMPipeline.from_pretrained(run / "pipeline")
     torch.manual_seed(0)
     for parameter in pipeline.denoiser.parameters():  # four updates leave its output near zero
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
     pipeline.save_pretrained(run / "pipeline")
-    return run
 
 
 def test_a_student_learns_what_its_teacher_makes_of_noise(teacher: Path, tmp_path: Path) -> None:
@@ -120,7 +123,6 @@ def test_weights_are_taken_over_but_not_classes_of_another_number(teacher: Path)
 
 
 def test_pairs_without_classes_have_the_frame_rates_they_were_made_for(tmp_path: Path) -> None:
-    give_tokenizer(tmp_path / "teacher")
     recipe = recipe_of_teacher()
     model = {**recipe.denoiser.model, "num_classes": 0}
     recipe = replace(
@@ -129,13 +131,7 @@ def test_pairs_without_classes_have_the_frame_rates_they_were_made_for(tmp_path:
         sampling=replace(recipe.sampling, guidance_scale=1.0),
         distillation=replace(recipe.distillation, teacher_guidance=None),
     )
-    train_denoiser(recipe, tmp_path / "teacher")
-    pipeline = VQVDMPipeline.from_pretrained(tmp_path / "teacher" / "pipeline")
-    torch.manual_seed(0)
-    for parameter in pipeline.denoiser.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    pipeline.save_pretrained(tmp_path / "teacher" / "pipeline")
+    train_teacher(recipe, tmp_path / "teacher")
     distil(recipe, tmp_path / "teacher", tmp_path / "student")
     pairs, pipeline = LatentCache(tmp_path / "student" / "latents"), load_pipeline(tmp_path / "teacher")
     pipeline.set_progress_bar_config(disable=True)

@@ -487,6 +487,7 @@ WRONG_CALLS = [
     ({"num_videos_per_prompt": 0}, "num_videos_per_prompt must be at least 1"),
     ({"fps": 0}, "fps must be a frame rate above 0"),
     ({"class_labels": [0, 1], "fps": [8, 8, 8]}, "fps names 3 frame rates for 2 class labels"),
+    ({"fps": []}, "fps is an empty list"),
     ({"latents": torch.zeros(1, 4, 2, 4, 5)}, "this call needs (1, 4, 2, 4, 4)"),
     ({"generator": [seeded(0)] * 2}, "generator holds 2 generators for 1 videos"),
     ({"fps": True}, "fps must be a number, not True"),

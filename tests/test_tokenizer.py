@@ -267,6 +267,7 @@ def test_it_learns_one_clip_by_heart(quantizer: str) -> None:
         ({"blocks": -1}, "blocks must be"),
         ({"pixel_channels": -1}, "pixel_channels and pixel_blocks must be"),
         ({"pixel_blocks": 1}, "pixel_blocks 1 need a width"),
+        ({"layout": "tats", "patch": (1, 1, 1), "strides": ((2, 4, 4),), "pixel_channels": 4}, "no layers of single"),
         ({"layout": "taming"}, '"vqvdm" or "tats"'),
         ({"layout": "tats"}, "without a patch"),
         ({"resampling": "bilinear"}, "shortcut, pooled, strided"),

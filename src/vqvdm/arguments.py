@@ -83,7 +83,9 @@ def check_null_class(label_ids: list[int] | None, scale: float) -> None:
 def frame_rates(fps: Any, prompts: int | None, videos: int) -> list[float]:
     """One frame rate for each video of the batch, in its order; `prompts` is the number of class labels, if any."""
     rates = [number("fps", rate) for rate in (fps if _several(fps) else [fps] * (prompts or 1))]
-    if len(rates) != (prompts or len(rates)):
+    if not rates:
+        raise InputError("fps is an empty list; give a frame rate, or leave it out for the model's own")
+    if prompts and len(rates) != prompts:
         raise InputError(f"fps names {len(rates)} frame rates for {prompts} class labels")
     wrong = [rate for rate in rates if rate <= 0]
     if wrong:

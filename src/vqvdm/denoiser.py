@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vqvdm.errors import InputError
+from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.layers import Conv3d, Linear, Stride, fold, groups_of, unfold
 
 _LONG = 128  # places, from which on products of matrices in bf16 are the fastest attention on a CPU
@@ -302,6 +303,10 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 class_labels = torch.full_like(timestep, self.config["num_classes"], dtype=torch.int64)
             embedded = embedded + self.class_embed(class_labels)
         return embedded
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that name these settings and weights."""
+        return fingerprint(changed_settings(self), self.state_dict())
 
     @apply_forward_hook
     def modulations(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> list[Tensor]:

@@ -22,6 +22,11 @@ def changed_settings(network: Any) -> dict[str, Any]:
     return {name: value for name, value in stated.items() if value != defaults[name]}
 
 
+def own_settings(configured: Any) -> dict[str, Any]:
+    """All settings in the config of a diffusers model or scheduler, without those that diffusers adds for itself."""
+    return _counted(configured.config)
+
+
 def default_settings(kind: type) -> dict[str, Any]:
     """The constructor's arguments of a diffusers model with their defaults, as plain values."""
     parameters = list(inspect.signature(kind.__init__).parameters.values())[1:]
@@ -35,9 +40,12 @@ def fingerprint(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> s
         settings: JSON's kinds of values; keys that begin with "_" do not count.
         tensors: the weights by name.
     """
-    counted = {name: value for name, value in settings.items() if not name.startswith("_")}
-    digest = hashlib.sha256(json.dumps(counted, sort_keys=True, default=list).encode())
+    digest = hashlib.sha256(json.dumps(_counted(settings), sort_keys=True, default=list).encode())
     for name, value in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _counted(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith("_")}

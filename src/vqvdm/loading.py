@@ -98,9 +98,8 @@ def _find(model: str | os.PathLike[str], places: Sequence[str], marker: str, wha
             raise InputError(f"{model} holds no {what.removeprefix('a ')}: there is none of {looked}")
         return found[0]
     if Path(model).exists() or not _HUB_ID.fullmatch(os.fspath(model)):
-        there = (
-            f" nor of {', '.join(models.names())}" if models.names() else "; this package came without its own model"
-        )
+        names = ", ".join(models.names())
+        there = f" nor of {names}" if names else "; this package came without its own model"
         raise InputError(f"{model} is neither a folder nor a name on the hub (owner/name){there}")
     return None
 

@@ -18,7 +18,7 @@ from vqvdm.data.worlds import WORLDS
 from vqvdm.evaluation.features import Network
 from vqvdm.evaluation.sources import Clip, Videos, in_8_bits, read_clips
 from vqvdm.generation import Order, generate_clips
-from vqvdm.identity import changed_settings, fingerprint
+from vqvdm.identity import own_settings
 from vqvdm.judge import CLASSES, judge
 from vqvdm.metrics.protocol import Draw
 from vqvdm.metrics.quality import squared_errors, ssim
@@ -63,7 +63,7 @@ class GeneratedVideos:
             "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
         }
         if weaker := self.arguments.get("weaker_denoiser"):
-            self.facts = {**self.facts, "weaker": fingerprint(changed_settings(weaker), weaker.state_dict())}
+            self.facts = {**self.facts, "weaker": weaker.fingerprint()}
         of_toy_world = config["about"].get("data") in WORLDS
         self._judged = of_toy_world and all(order.name in CLASSES for order in orders)
         if self._judged:
@@ -87,8 +87,7 @@ class GeneratedVideos:
 
     @cached_property
     def digest(self) -> str:
-        scheduler = self.pipeline.scheduler.config.items()
-        settings = sorted((name, value) for name, value in scheduler if not name.startswith("_"))
+        settings = sorted(own_settings(self.pipeline.scheduler).items())
         arguments = {name: value for name, value in self.arguments.items() if name != "weaker_denoiser"}
         made_by = (self.facts, sorted(arguments.items()), settings)
         orders = [(order.label, order.seed) for order in self.orders]

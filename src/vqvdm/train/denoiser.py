@@ -22,7 +22,7 @@ from vqvdm.data.worlds import WORLDS
 from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
-from vqvdm.identity import default_settings
+from vqvdm.identity import default_settings, own_settings
 from vqvdm.latents import LatentCache
 from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.pipeline import VQVDMPipeline
@@ -241,10 +241,9 @@ class DenoiserStage:
         self.modules: dict[str, nn.Module] = {"model": self.denoiser}
         if self.average is not None:
             self.modules["ema"] = self.average
-        settings = {name: value for name, value in self.denoiser.config.items() if not name.startswith("_")}
         self.defaults = {f"denoiser.model.{name}": v for name, v in default_settings(VideoDenoiser).items()}
         self.architecture: dict[str, Any] = {
-            **{f"denoiser.model.{name}": value for name, value in settings.items()},
+            **{f"denoiser.model.{name}": value for name, value in own_settings(self.denoiser).items()},
             **{f"denoiser.diffusion.{name}": value for name, value in asdict(self.objective).items()},
             "denoiser.training.optimizer": self.training.optimizer,
             "denoiser.training.ema_decay > 0": self.training.ema_decay > 0,

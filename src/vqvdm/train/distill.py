@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vqvdm.errors import InputError
 from vqvdm.generation import usual_batch
+from vqvdm.identity import own_settings
 from vqvdm.latents import LatentCache, noise_of, write_pairs
 from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
 from vqvdm.lock import sole_writer
@@ -116,7 +117,7 @@ def _digest(teacher: VQVDMPipeline, part: DistillationRecipe) -> str:
     config = teacher.config
     scale = config["guidance_scale"] if part.teacher_guidance is None else part.teacher_guidance
     interval = list(config["guidance_interval"].values())
-    solver = {name: value for name, value in teacher.scheduler.config.items() if not name.startswith("_")}
+    solver = own_settings(teacher.scheduler)
     settings = {"steps": part.teacher_steps, "guidance": scale, "interval": interval, "scheduler": solver}
     return f"{teacher.fingerprint()} {json.dumps(settings, sort_keys=True, default=str)}"
 

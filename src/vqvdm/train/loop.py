@@ -192,13 +192,14 @@ class _Session:
         self.folder = run / "checkpoints" / stage.name
         self.main = accelerator.is_main_process
         self.counters = _Counters()
-        self.meter, self.rolled_back, self.updated = Meter(), False, False
-        self.changes: list[str] = []
+        self.meter, self.rolled_back = Meter(), False
+        self.changes: list[str] = []  # of the recipe since the checkpoint
         checkpoint = latest_checkpoint(self.folder)
         if checkpoint is None:
             stage.take_first_weights()
         else:
             self._restore(checkpoint)
+            self.changes = differences(checkpoint.state["recipe"], plain(recipe))
         self.progress = Progress(description, self.counters.step, stage.training.steps, quiet=not self.main)
         self.log = Log(run / "log.jsonl", stage.name, self.counters.step, accelerator)
         self.resumed_from = checkpoint
@@ -215,7 +216,6 @@ class _Session:
         if self.resumed_from is None:
             self.save()
         else:
-            self.changes = differences(self.resumed_from.state["recipe"], plain(self.recipe))
             folder = self.resumed_from.folder
             what = f"going on from {folder}"
             if self.counters.step >= self.training.steps:
@@ -235,7 +235,6 @@ class _Session:
         )
         self.meter.add(self.stage.update(counters.step, micro_batches))
         counters.step += 1
-        self.updated = True
         self.progress.update(counters.step)
 
     def log_figures(self) -> bool:
@@ -291,7 +290,8 @@ class _Session:
 
     def must_export(self) -> bool:
         """Whether the exported model is of fewer updates, of another training, or states what has changed since."""
-        if self.updated or any(change.startswith(self.stage.stated) for change in self.changes):
+        began = 0 if self.resumed_from is None else self.resumed_from.step
+        if self.counters.step > began or any(change.startswith(self.stage.stated) for change in self.changes):
             return True
         path = self.export / "training.json"
         try:

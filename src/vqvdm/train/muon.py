@@ -15,8 +15,9 @@ _ROUNDS = 5
 
 
 class Muon(Optimizer):
-    """Muon for weights of two or more axes; a convolution's counts as the matrix (out, in * taps),
-    a transposed one's as (in, out * taps).
+    """Muon for weights of two or more axes.
+
+    A convolution's counts as the matrix (out, in * taps), a transposed one's as (in, out * taps).
 
     torch.optim.Muon takes matrices alone and iterates on them in bf16, which many processors only emulate. Here the
     iteration runs in float32 on the small square gram matrices, of which those of equal size go together; each large

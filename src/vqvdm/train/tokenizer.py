@@ -20,7 +20,7 @@ from vqvdm import __version__
 from vqvdm.data import open_dataset
 from vqvdm.discriminators import adaptive_weight, ramp_factor
 from vqvdm.errors import InputError
-from vqvdm.identity import default_settings
+from vqvdm.identity import default_settings, own_settings
 from vqvdm.loading import load_tokenizer
 from vqvdm.recipe import DataRecipe, Recipe, TokenizerRecipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
@@ -175,11 +175,10 @@ class TokenizerStage:
             self.critic_optimizer = make_adamw(self.critics.parameters(), adversarial.learning_rate, adversarial.betas)
             self.modules["discriminators"] = self.critics
             self.optimizers["discriminators_optimizer"] = self.critic_optimizer
-        settings = {name: value for name, value in self.tokenizer.config.items() if not name.startswith("_")}
         self.defaults = {f"tokenizer.model.{name}": v for name, v in default_settings(VideoTokenizer).items()}
         self.defaults["tokenizer.decoder_only"] = False
         self.architecture: dict[str, Any] = {
-            **{f"tokenizer.model.{name}": value for name, value in settings.items()},
+            **{f"tokenizer.model.{name}": value for name, value in own_settings(self.tokenizer).items()},
             **architecture_of(adversarial, "tokenizer.loss.adversarial"),
             "tokenizer.loss.adversarial.weight > 0": adversarial.weight > 0,
             "tokenizer.training.optimizer": self.training.optimizer,

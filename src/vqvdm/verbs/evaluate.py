@@ -225,6 +225,41 @@ def generated(
     return GeneratedVideos(model, pipeline, orders, arguments, options.batch or usual_batch(pipeline.device))
 
 
+class SamplesScorer:
+    """Measures what one model makes by several ways of sampling, against one reference."""
+
+    def __init__(
+        self,
+        model: str,
+        pipeline: VQVDMPipeline,
+        classes: str | None,
+        reference: str,
+        options: Options,
+        asked: int | None,
+    ) -> None:
+        """The reference is opened; its features are computed with the first measurement.
+
+        Args:
+            model: its name.
+            pipeline: whose scheduler may be changed between measurements.
+            classes: as in `samples`.
+            reference: as in `samples`.
+            options: with the number of clips.
+            asked: as in `score`.
+        """
+        self.protocol = generated_protocol(model, pipeline, reference, options).changed(clips=options.clips)
+        self.extractor = extractor_of(self.protocol, options)
+        self._generated = partial(generated, model, pipeline, classes, self.protocol, options)
+        self._asked = asked
+        with this_process().main_process_first():
+            self._real = real_side(reference, self.protocol, options, self.extractor)
+
+    def metrics(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
+        """The report's figures by name; `sampling` are arguments of the pipeline's call."""
+        fake = DrawnVideos(self._generated(sampling), self.protocol, ClipTiming(self.protocol.frames), self.extractor)
+        return score(fake, self._real, self.protocol, asked=self._asked).report["metrics"]
+
+
 def _size(pipeline: VQVDMPipeline, options: Options) -> tuple[int, int]:
     """Height and width."""
     return options.size or pipeline.config["height"], options.size or pipeline.config["width"]

@@ -10,12 +10,9 @@ from typing import Any, Literal
 
 from vqvdm import __version__
 from vqvdm.charts import ACCENT, INK, SECOND, SOFT, Series, alone, line_chart
-from vqvdm.data.clips import ClipTiming
 from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.features import Extractor
 from vqvdm.evaluation.report import table
-from vqvdm.evaluation.score import score
-from vqvdm.evaluation.sides import DrawnVideos
 from vqvdm.files import check_writable, write_text
 from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
 from vqvdm.metrics.protocol import Protocol
@@ -23,16 +20,7 @@ from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processes import this_process
 from vqvdm.schedulers import set_steps
 from vqvdm.structure import listed
-from vqvdm.verbs.evaluate import (
-    STANDARD,
-    Options,
-    check_report,
-    device_of,
-    extractor_of,
-    generated,
-    generated_protocol,
-    real_side,
-)
+from vqvdm.verbs.evaluate import STANDARD, Options, SamplesScorer, check_report, device_of
 
 _CLIPS = 256  # as far as there are so many
 _COLOURS = (ACCENT, SECOND, INK, SOFT)
@@ -99,24 +87,18 @@ def main(
     if not made:
         raise InputError("--schedulers names none")
     asked, options = options.clips, replace(options, clips=options.clips or _CLIPS)
-    protocol = generated_protocol(model, pipeline, reference, options).changed(clips=options.clips)
-    extractor = extractor_of(protocol, options)
+    scorer = SamplesScorer(model, pipeline, classes, reference, options, asked)
     rows = []
-    with this_process().main_process_first():
-        real = real_side(reference, protocol, options, extractor)
     for (name, number), called in calls.items():
         pipeline.scheduler = made[name]
-        sampling = {"num_inference_steps": number, "guidance_scale": guidance}
-        videos = generated(model, pipeline, classes, protocol, options, sampling)
-        fake = DrawnVideos(videos, protocol, ClipTiming(protocol.frames), extractor)
-        found = score(fake, real, protocol, asked=asked).report
-        rows.append(_row(name, number, called, found["metrics"]))
+        metrics = scorer.metrics({"num_inference_steps": number, "guidance_scale": guidance})
+        rows.append(_row(name, number, called, metrics))
     if this_process().is_main_process:
         best = knee(rows, tolerance)
         print(as_table(rows))
         print(f"\nknee: {best.scheduler}, {best.steps} steps (within {tolerance:.0%} of the best)")
         if report is not None:
-            _write(report, rows, best, _line(protocol, pipeline, model, extractor, guidance))
+            _write(report, rows, best, _line(scorer.protocol, pipeline, model, scorer.extractor, guidance))
         if keep and folder is not None:
             pipeline.scheduler = stored
             keep_default(pipeline, folder, best)
