@@ -106,6 +106,21 @@ def test_decode_of_encode_is_what_training_saw(quantizer: str, codebooks: int, l
         assert torch.equal(again.tokens, model.tokens(x)), "codes must be their own nearest codes"
 
 
+@pytest.mark.parametrize("quantizer", ["ema", "fsq", "none"])
+def test_noise_is_added_before_the_codes(quantizer: str) -> None:
+    model, x = tiny(quantizer=quantizer), clip()
+    model(x)  # the codebook takes its first codes from data
+    model.eval()
+    latents = model.running_norm(model.encoder(x)).detach()
+    noise = 0.5 * torch.randn_like(latents)
+    found = model(x, noise=noise)
+    assert not torch.allclose(found.reconstruction, model(x).reconstruction)
+    bounded = latents + noise if model.codebook is None else model.codebook.bound(latents + noise)
+    torch.testing.assert_close(found.reconstruction, model.decode(bounded), atol=1e-4, rtol=1e-3)
+    found.reconstruction.square().mean().backward()
+    assert model.encoder.stem.weight.grad.abs().max() > 0, "the encoder must learn through noise and codes"
+
+
 @pytest.mark.parametrize("latents", ["before", "after"])
 def test_before_the_quantiser_has_entered_decode_is_what_training_saw(latents: str, tmp_path) -> None:
     """The export of a training that has not reached `quantize_after`: codes are noise, the decoder never met them."""

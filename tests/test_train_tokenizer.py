@@ -172,6 +172,26 @@ def test_the_perceptual_term_enters_when_asked(tmp_path: Path, monkeypatch: pyte
     assert ["perceptual" in stage.update(step, [batch_of(step)]) for step in (0, 1)] == [False, True]
 
 
+def test_noise_of_the_latents_is_of_any_deviation_up_to_the_recipes(tmp_path: Path) -> None:
+    recipe = tiny_recipe(AdversarialRecipe())
+    assert make_stage(tmp_path).noise_of(batch_of(0)) is None
+    noisy = replace(recipe.tokenizer, loss=replace(recipe.tokenizer.loss, noise=0.5))
+    stage = TokenizerStage(replace(recipe, tokenizer=noisy), make_accelerator(noisy.training, tmp_path), TinyClips())
+    seen = []
+    stage.tokenizer.register_forward_pre_hook(lambda _, __, named: seen.append(named["noise"]), with_kwargs=True)
+    for step in range(200):
+        batch = batch_of(step)
+        noise = stage.noise_of(batch)
+        assert noise is not None and noise.shape == stage.tokenizer.encode(batch["clip"]).shape
+        seen.append(noise)
+    deviations = torch.cat(seen).flatten(1).std(1)  # of each clip
+    assert 0.5 < deviations.max() < 0.6 and deviations.min() < 0.02
+    assert deviations.mean() == pytest.approx(0.25, abs=0.02)
+    seen.clear()
+    stage.update(0, [batch_of(0)])
+    assert torch.equal(seen[0], stage.noise_of(batch_of(0)))  # type: ignore[arg-type]
+
+
 def test_a_collapsing_codebook_is_noticed(tmp_path: Path) -> None:
     stage = make_stage(tmp_path)  # 16 codes; a batch has 2 * 2 * 4 * 4 positions
     assert stage.notice({"usage": 0.5}) is None

@@ -98,6 +98,7 @@ class TokenizerLossRecipe:
     quantize_after: int = 0  # updates on continuous latents before the quantiser enters
     perceptual: float = 0.0  # LPIPS
     perceptual_after: int = 0  # updates without it, which are several times cheaper
+    noise: float = 0.0  # largest deviation of noise that is added to the latents, whose own deviation is 1
     adversarial: AdversarialRecipe = field(default_factory=AdversarialRecipe)
 
 
@@ -306,6 +307,7 @@ _RANGES: Mapping[str, _Range] = {
     "quantizer": _NOT_NEGATIVE,
     "perceptual": _NOT_NEGATIVE,
     "perceptual_after": _NOT_NEGATIVE,
+    "noise": _NOT_NEGATIVE,
     "weight": _NOT_NEGATIVE,
     "channels": _COUNT,
     "layers": _COUNT,

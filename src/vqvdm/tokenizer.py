@@ -205,13 +205,18 @@ class VideoTokenizer(ModelMixin, ConfigMixin):
         codebook = self._codes("it decodes latents, not tokens")
         return self.decode(self._normalise(codebook.embed(tokens)))
 
-    def forward(self, clip: Tensor, quantize: bool = True) -> TokenizerOutput:
+    def forward(self, clip: Tensor, quantize: bool = True, noise: Tensor | None = None) -> TokenizerOutput:
         """Reconstruct a clip (b, c, t, h, w), differentiably; in training mode norm and codebook learn from it.
 
-        `quantize=False` passes continuous latents on, as training does at first (`quantize_after`); so does, in
-        evaluation mode, a codebook that has not learnt yet.
+        Args:
+            clip: (b, c, t, h, w) in -1..1.
+            quantize: False passes continuous latents on, as training does at first (`quantize_after`); so does, in
+                evaluation mode, a codebook that has not learnt yet.
+            noise: added to the latents (b, latent_channels, t/ft, h/fh, w/fw), which have a deviation of 1, before
+                they are quantised.
         """
         u = self.running_norm(self.encoder(clip))
+        u = u if noise is None else u + noise
         if self.codebook is None or not quantize or not (self.training or self.codebook.ready):
             zero = u.new_zeros((), dtype=torch.float32)
             return TokenizerOutput(self.decoder(u), zero, None, zero, zero)

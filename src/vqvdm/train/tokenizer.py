@@ -211,7 +211,8 @@ class TokenizerStage:
             frames = (batch.uniform("frame") * clip.shape[2]).long().to(clip.device)  # (b,)
             with synchronised(self.forward, batch.last):
                 with autocast(clip.device, self.training.precision):
-                    output = self.forward(clip, quantize=self.decoder_only or step >= self.loss.quantize_after)
+                    quantize = self.decoder_only or step >= self.loss.quantize_after
+                    output = self.forward(clip, quantize=quantize, noise=self.noise_of(batch))
                     loss, figures = self.tokenizer_loss(clip, output, frames, step, critics)
                 self.accelerator.backward(loss / len(batches))
             if critics is not None:
@@ -232,6 +233,19 @@ class TokenizerStage:
             update_average(self.average, self.tokenizer, self.training.ema_decay, step)
         means = {name: sum(share[name] for share in shares) / len(shares) for name in shares[0]}
         return {**means, "gradient_norm": norm, "learning_rate": rate}
+
+    def noise_of(self, batch: Batch) -> Tensor | None:
+        """For each clip noise of a deviation between 0 and the recipe's.
+
+        A decoder that has met it forgives what a denoiser gets wrong, and latents that survive it are those whose
+        neighbours look alike (Yang et al. 2025, "Latent denoising makes good visual tokenizers", section 3).
+        """
+        if self.loss.noise == 0:
+            return None
+        clip = batch["clip"]
+        latents = clip.new_empty(len(clip), *self.tokenizer.latent_shape(*clip.shape[2:]))
+        deviations = self.loss.noise * batch.uniform("noise level").to(clip).view(-1, 1, 1, 1, 1)
+        return deviations * batch.noise_like(latents)
 
     def tokenizer_loss(
         self, clip: Tensor, output: TokenizerOutput, frames: Tensor, step: int, critics: Critics | None
