@@ -51,6 +51,19 @@ def test_replays_give_what_plain_calls_give():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("estimated", [False, True])
+def test_replays_see_the_context_of_each_call(estimated: bool):
+    denoiser, recorder = tiny_denoiser(self_condition=True, context=True), Recorder()
+    graphed = GraphedDenoiser(denoiser, recorder, on="cpu").of(denoiser)
+    for seed in (1, 2, 3):
+        given, generator = arguments(denoiser, seed), torch.Generator().manual_seed(seed)
+        estimate = torch.randn(given[0].shape, generator=generator) if estimated else None
+        context = torch.randn(2, 6, 2, 4, 4, generator=generator)
+        assert torch.equal(graphed(*given, estimate, context), denoiser(*given, estimate, context))
+    assert (recorder.made, recorder.replayed) == (1, 4)
+
+
+@torch.no_grad()
 def test_replays_see_the_estimate_of_each_call():
     denoiser, recorder = tiny_denoiser(self_condition=True), Recorder()
     graphed = GraphedDenoiser(denoiser, recorder, on="cpu").of(denoiser)

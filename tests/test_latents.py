@@ -71,6 +71,19 @@ def test_entries_are_what_the_tokenizer_says(tmp_path, dtype, error):
         cache[7]
 
 
+def test_stills_are_first_and_last_frames_held(tmp_path):
+    tokenizer, dataset = tiny_tokenizer(), Noise()
+    cache = LatentCache(write(tmp_path, tokenizer=tokenizer, stills=True, dtype="float32"))
+    for draw, flip in ((0, False), (1, True)):
+        clip = dataset[(4, 0)]["clip"][None]
+        clip = clip.flip(-1) if flip else clip
+        stills = cache[(4, draw)]["stills"]
+        for still, frame in zip(stills, (clip[:, :, :1], clip[:, :, -1:]), strict=True):
+            held = tokenizer.encode(frame.repeat(1, 1, tokenizer.factors[0], 1, 1))
+            torch.testing.assert_close(still, held[0, :, 0], atol=1e-5, rtol=1e-5)
+    assert "stills" not in LatentCache(write(tmp_path, tokenizer=tokenizer))[0]  # encoded again without
+
+
 def test_workers_read_the_same(tmp_path):
     cache = LatentCache(write(tmp_path))
     here = [cache[index]["latents"] for index in range(7)]

@@ -120,6 +120,24 @@ def test_a_decoder_alone_needs_its_encoder() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2)])
+@pytest.mark.parametrize("estimate", ["never", "later", "from the start"])
+def test_a_denoiser_may_learn_to_heed_what_is_given_later(patch: tuple[int, int, int], estimate: str) -> None:
+    torch.manual_seed(0)
+    settings = {"in_channels": 3, "channels": (8, 16), "blocks": 1, "head_dim": 8, "num_classes": 2, "patch": patch}
+    plain = VideoDenoiser(**settings, self_condition=estimate == "from the start").eval()  # type: ignore[arg-type]
+    plain.head.weight.normal_()
+    heeding = VideoDenoiser(**settings, self_condition=estimate != "never", context=True).eval()  # type: ignore[arg-type]
+    start_denoiser_from(heeding, plain)
+    noisy, labels, fps = torch.randn(2, 3, 2, 8, 8), torch.tensor([0, 2]), torch.full((2,), 8.0)
+    guess, context = torch.randn_like(noisy), torch.randn(2, 5, 2, 8, 8)
+    expected = plain(noisy, 500.0, labels, fps, estimate=guess)
+    torch.testing.assert_close(heeding(noisy, 500.0, labels, fps, estimate=guess, context=context), expected)
+    with pytest.raises(InputError, match="another architecture"):
+        start_denoiser_from(plain, heeding)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("patch", [(1, 1, 1), (1, 2, 2)])
 def test_a_denoiser_may_learn_to_heed_its_estimate_later(patch: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
     settings = {"in_channels": 3, "channels": (8, 16), "blocks": 1, "head_dim": 8, "num_classes": 2, "patch": patch}

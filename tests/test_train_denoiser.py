@@ -79,7 +79,7 @@ def test_the_network_meets_what_the_objective_states(tmp_path: Path, monkeypatch
     batch = batch_of(range(4))
     seen = {}
 
-    def answer(noisy, timestep, labels, fps, estimate):
+    def answer(noisy, timestep, labels, fps, estimate, context):
         assert estimate is None
         seen.update(noisy=noisy, timestep=timestep, labels=labels, fps=fps)
         return torch.zeros_like(noisy)
@@ -109,11 +109,11 @@ def test_a_share_of_the_clips_is_shown_the_networks_own_estimate(
     shown = batch.uniform("estimate") < 0.5
     first, second = [], []
 
-    def guess(noisy, timestep, labels, fps):
+    def guess(noisy, timestep, labels, fps, context):
         first.append(noisy)
         return perfect[shown]
 
-    def answer(noisy, timestep, labels, fps, estimate):
+    def answer(noisy, timestep, labels, fps, estimate, context):
         second.append(estimate)
         return torch.zeros_like(noisy)
 
@@ -123,6 +123,23 @@ def test_a_share_of_the_clips_is_shown_the_networks_own_estimate(
     assert 16 < len(first[0]) < 48
     torch.testing.assert_close(second[0][shown], clips[shown], atol=1e-4, rtol=1e-4)
     assert not second[0][~shown].any()
+
+
+def test_a_share_of_the_clips_is_shown_some_of_its_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = pixel_stage(tmp_path, context=0.5, self_conditioning=1.0)
+    torch.nn.init.normal_(stage.denoiser.head.weight, std=0.1)
+    batch, seen = batch_of(range(64)), []
+    forward = stage.denoiser.forward
+    monkeypatch.setattr(
+        stage.denoiser, "forward", lambda *a, **named: seen.append(named["context"]) or forward(*a, **named)
+    )
+    stage.update(0, [batch])
+    assert len(seen) == 2 and torch.equal(seen[0], seen[1]), "its own first estimate must have seen them, too"
+    shown, known = seen[0][:, :3], seen[0][:, 3:4] > 0
+    assert torch.equal(shown, batch["clip"].masked_fill(~known, 0.0))
+    assert known.flatten(1).any(1).float().mean() == pytest.approx(0.5, abs=0.2)
+    assert not known[:, :, -1].all() and not seen[0][:, 4].any()  # clips have no stills
+    assert stage.denoiser.stem.weight.grad[:, 6:10].abs().max() > 0
 
 
 def test_a_network_that_knows_its_estimate_trains(tmp_path: Path) -> None:

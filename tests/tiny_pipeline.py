@@ -18,11 +18,19 @@ def tiny_tokenizer(seed: int = 0) -> VideoTokenizer:
     ).eval()
 
 
-def tiny_denoiser(in_channels: int = 4, num_classes: int = 3, self_condition: bool = False) -> VideoDenoiser:
+def tiny_denoiser(
+    in_channels: int = 4, num_classes: int = 3, self_condition: bool = False, context: bool = False
+) -> VideoDenoiser:
     """Two levels; its output, zero in an untrained network, is made to depend on everything that enters."""
     torch.manual_seed(1)
     denoiser = VideoDenoiser(
-        in_channels, (8, 16), blocks=1, num_classes=num_classes, head_dim=8, self_condition=self_condition
+        in_channels,
+        (8, 16),
+        blocks=1,
+        num_classes=num_classes,
+        head_dim=8,
+        self_condition=self_condition,
+        context=context,
     )
     for parameter in denoiser.parameters():
         if parameter.ndim > 1:

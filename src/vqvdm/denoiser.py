@@ -22,6 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqvdm.context import MASKS
 from vqvdm.errors import InputError
 from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.layers import Conv3d, Linear, Stride, fold, groups_of, unfold
@@ -182,6 +183,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         patch: tuple[int, int, int] = (1, 1, 1),
         spatial_attention: tuple[bool, ...] | None = None,
         self_condition: bool = False,
+        context: bool = False,
     ) -> None:
         """Build an untrained denoiser; its output starts at zero.
 
@@ -196,6 +198,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
                 section 3.3): (1, 2, 2) makes everything four times cheaper, and details coarser.
             spatial_attention: for each level, whether frames attend within themselves; None means all.
             self_condition: whether it takes an estimate of the clean latents beside the noisy ones (Chen et al. 2023).
+            context: whether it takes given latents and their masks beside the noisy ones; see `context.py`.
 
         Raises:
             InputError: settings that contradict each other.
@@ -221,7 +224,8 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         self.patch: Stride = patch
         halvings = 2 ** (len(channels) - 1)
         self.factors: Stride = (patch[0], patch[1] * halvings, patch[2] * halvings)
-        self.stem = Conv3d((1 + self_condition) * in_channels * math.prod(patch), width, 3, padding=1)
+        beside = self_condition * in_channels + context * (in_channels + MASKS)
+        self.stem = Conv3d((in_channels + beside) * math.prod(patch), width, 3, padding=1)
         self.down, self.downsample, skips = _downward(levels, block)
         self.middle = nn.ModuleList([block(channels[-1], Level(channels[-1], True, 1)) for _ in range(2)])
         self.up, self.upsample = _upward(levels, skips, block)
@@ -240,6 +244,7 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
         fps: Tensor,
         modulations: Sequence[Tensor] | None = None,
         estimate: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         """Denoise.
 
@@ -249,7 +254,8 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             class_labels: int64 (b,), 0..num_classes; num_classes, or None for all, means no class.
             fps: float (b,) frames per second of the clip; 0 where it is unknown.
             modulations: what `modulations` made of the last three, so that it need not be made again.
-            estimate: with `self_condition` the clean latents (b, c, t, h, w) as far as they are known; None is zeros.
+            estimate: with `self_condition` the clean latents (b, c, t, h, w) as far as they are guessed; None is zeros.
+            context: with `context` the given latents (b, c + 2, t, h, w) of `context.context_of`; None: none are given.
 
         Returns:
             (b, c, t, h, w) in the dtype of the latents.
@@ -261,10 +267,13 @@ class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
             conditions: Iterator[Tensor] = repeat(self.embed_condition(timestep, class_labels, fps))
         else:
             conditions = iter(modulations)
+        seen = [noisy_latents]
         if self.config["self_condition"]:
-            estimate = torch.zeros_like(noisy_latents) if estimate is None else estimate
-            noisy_latents = torch.cat([noisy_latents, estimate], dim=1)
-        x = self.stem(fold(noisy_latents, self.patch))
+            seen.append(torch.zeros_like(noisy_latents) if estimate is None else estimate)
+        if self.config["context"]:
+            c, *extent = noisy_latents.shape[1:]
+            seen.append(noisy_latents.new_zeros(b, c + MASKS, *extent) if context is None else context)
+        x = self.stem(fold(torch.cat(seen, dim=1), self.patch))
         turns = {width: turns_of(x.shape[2], width, x.device) for width in self._head_widths}
 
         def run(block: nn.Module, x: Tensor) -> Tensor:

@@ -76,14 +76,14 @@ class Objective:
         alpha, sigma, timestep = self.levels(uniform)
         a, s = (level.view(-1, 1, 1, 1, 1) for level in (alpha, sigma))
         x0, eps = latents, noise
-        target = {
-            "epsilon": lambda: eps,
-            "v_prediction": lambda: a * eps - s * x0,
-            "sample": lambda: x0,
-            "flow": lambda: eps - x0,
-        }[self.prediction]()
-        error = denoise(a * x0 + s * eps, timestep).float() - target.float()
+        error = denoise(a * x0 + s * eps, timestep).float() - self.target(x0, eps, a, s).float()
         return self.weight(alpha, sigma) * error.square().flatten(1).mean(1)
+
+    def target(self, x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
+        """What the network shall predict from alpha x0 + sigma noise; the inverse of `split`."""
+        if self.prediction == "v_prediction":
+            return alpha * noise - sigma * x0
+        return {"epsilon": noise, "sample": x0, "flow": noise - x0}[self.prediction]
 
     def levels(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Signal and noise factors and the network's timestep, (b,) each, for `uniform` (b,) in 0..1."""

@@ -71,17 +71,19 @@ class GraphedDenoiser:
         fps: Tensor,
         modulations: Sequence[Tensor] | None,
         estimate: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> Tensor:
         """As `VideoDenoiser.forward`."""
         # Modes that watch operations, such as counters of FLOPs, would not see those of a replay.
         watched = torch.is_grad_enabled() or torch._C._len_torch_dispatch_stack() > 0
+        beside = {name: x for name, x in (("estimate", estimate), ("context", context)) if x is not None}
         if not self._usable or self._failed or modulations is None or watched:
-            return self._denoiser(noisy, timestep, class_labels, fps, modulations, estimate)
-        key = (noisy.shape, noisy.dtype, estimate is None, torch.is_inference_mode_enabled())
-        given = [noisy, *([] if estimate is None else [estimate]), *modulations]
+            return self._denoiser(noisy, timestep, class_labels, fps, modulations, **beside)
+        key = (noisy.shape, noisy.dtype, tuple(beside), torch.is_inference_mode_enabled())
+        given = [noisy, *beside.values(), *modulations]
         if key not in self._recordings:
-            plain = self._denoiser(noisy, timestep, class_labels, fps, modulations, estimate)
-            recording = self._made(given, estimate is not None, timestep, class_labels, fps, plain)
+            plain = self._denoiser(noisy, timestep, class_labels, fps, modulations, **beside)
+            recording = self._made(given, tuple(beside), timestep, class_labels, fps, plain)
             if recording is None:
                 self._failed = True
                 return plain
@@ -96,7 +98,7 @@ class GraphedDenoiser:
     def _made(
         self,
         given: Sequence[Tensor],
-        estimated: bool,
+        beside: tuple[str, ...],
         timestep: Tensor,
         class_labels: Tensor | None,
         fps: Tensor,
@@ -104,10 +106,11 @@ class GraphedDenoiser:
     ) -> _Recording | None:
         """A recording that gives what the plain call gives; None if there is none."""
         inputs = [tensor.clone() for tensor in given]
-        noisy, estimate, modulations = inputs[0], inputs[1] if estimated else None, inputs[1 + estimated :]
+        noisy, modulations = inputs[0], inputs[1 + len(beside) :]
+        named: dict[str, Any] = dict(zip(beside, inputs[1:], strict=False))
 
         def call() -> Tensor:
-            return self._denoiser(noisy, timestep, class_labels, fps, modulations, estimate)
+            return self._denoiser(noisy, timestep, class_labels, fps, modulations, **named)
 
         try:
             replay, result = self._record(call)

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 _KEYS = {"tokenizer", "classes", "latent_shape", "videos", "windows", "flips", "shard_size", "complete"}  # at least
+_GRIDS = ("latents", "stills")  # what is large: read when it is wanted
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 StorageType = Literal["float16", "float32"]
@@ -98,6 +99,7 @@ def write_latents(
     *,
     windows: int = 1,
     flips: bool = False,
+    stills: bool = False,
     batch_size: int = 16,
     shard_size: int = 1024,
     data: Mapping[str, Any] | None = None,
@@ -121,6 +123,7 @@ def write_latents(
         folder: where the cache goes; made if absent.
         windows: clips taken from each video.
         flips: also store the mirror image of each clip (left and right exchanged).
+        stills: also store what the first and the last frame of each clip encode to when held still.
         batch_size: clips encoded at a time.
         shard_size: entries per file.
         data: JSON-able description of the data, kept in the index and compared when resuming.
@@ -149,11 +152,12 @@ def write_latents(
         "clip_shape": list(clip.shape),
         "latent_shape": list(tokenizer.latent_shape(*clip.shape[1:])),
         "dtype": dtype,
+        **({"stills": True} if stills else {}),
         **plan.facts,
     }
 
     def encoded(batches: list[list[tuple[int, int]]]) -> Iterator[dict[str, Tensor]]:
-        return _encoded(tokenizer, dataset, plan, batches, workers, device)
+        return _encoded(tokenizer, dataset, plan, stills, batches, workers, device)
 
     _write(folder, index, plan, batch_size, encoded, "encoding", progress)
     return folder
@@ -257,7 +261,9 @@ def _changes(found: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
 
 def _check_room(folder: Path, index: Mapping[str, Any], plan: _Plan, todo: Sequence[int]) -> None:
     entries = plan.copies * sum(len(plan.shard_pairs(shard)) for shard in todo)
-    size = entries * (math.prod(index["latent_shape"]) * _DTYPES[index["dtype"]].itemsize + 12)
+    c, t, h, w = index["latent_shape"]
+    grids = t + (2 if index.get("stills") else 0)
+    size = entries * (c * grids * h * w * _DTYPES[index["dtype"]].itemsize + 12)
     free = shutil.disk_usage(folder).free
     if size > free:
         raise InputError(f"{folder}: the latents need {size / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left")
@@ -268,6 +274,7 @@ def _encoded(
     tokenizer: Any,
     dataset: Dataset,
     plan: _Plan,
+    stills: bool,
     batches: list[list[tuple[int, int]]],
     workers: int,
     device: torch.device,
@@ -279,12 +286,21 @@ def _encoded(
     for batch in loaded:
         clip = batch["clip"].to(device, tokenizer.dtype)  # (b, c, t, h, w)
         views = [clip, clip.flip(-1)] if plan.flips else [clip]
-        latents = torch.stack([tokenizer.encode(view) for view in views], dim=1)  # (b, copies, c, t, h, w)
+        encoded = {"latents": torch.stack([tokenizer.encode(view) for view in views], dim=1)}  # (b, copies, c, t, h, w)
+        if stills:
+            encoded["stills"] = torch.stack([encode_stills(tokenizer, view) for view in views], dim=1)
         yield {
-            "latents": latents.flatten(0, 1).cpu(),
+            **{name: latents.flatten(0, 1).cpu() for name, latents in encoded.items()},
             "class_label": batch["class_label"].repeat_interleave(plan.copies),
             "fps": batch["fps"].float().repeat_interleave(plan.copies),
         }
+
+
+def encode_stills(tokenizer: Any, clip: Tensor) -> Tensor:
+    """What the first and the last frame of clips (b, c, t, h, w) encode to, each held still: (b, 2, c', h', w')."""
+    frames = clip[:, :, [0, -1]].transpose(1, 2).flatten(0, 1)  # (2 b, c, h, w)
+    held = frames[:, :, None].repeat(1, 1, tokenizer.factors[0], 1, 1)
+    return tokenizer.encode(held).squeeze(2).unflatten(0, (-1, 2))
 
 
 def _write_shards(
@@ -300,7 +316,7 @@ def _write_shards(
         parts: list[dict[str, Tensor]] = []
         while sum(len(part["fps"]) for part in parts) < entries:
             part = next(batches)
-            part["latents"] = part["latents"].to(dtype)
+            part |= {name: part[name].to(dtype) for name in _GRIDS if name in part}
             parts.append(part)
             bar.update(len(part["fps"]) // plan.copies)
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
@@ -325,8 +341,8 @@ class LatentCache(Dataset):
     """A latent cache as a data set.
 
     `cache[index]` or `cache[(index, draw)]` is a dict of `latents` float32 (c, t, h, w), `class_label` int64 and `fps`
-    float32; of what a model made also `noise`, like the latents. `draw` picks one of the stored windows and flips of
-    video `index`, counting round; without it the first.
+    float32; of one with stills also `stills` (2, c, h, w), of what a model made `noise`, like the latents. `draw`
+    picks one of the stored windows and flips of video `index`, counting round; without it the first.
     The shards are mapped into memory, each opened once per process; a cache can be sent to loader workers.
 
     Attributes:
@@ -377,7 +393,7 @@ class LatentCache(Dataset):
                 raise InputError(f"the latent cache {self.folder} lacks {path.name}; run `vqvdm encode` again")
             try:
                 with safe_open(path, "pt") as file:
-                    names = [name for name in file.keys() if name != "latents"]  # noqa: SIM118  no mapping
+                    names = [name for name in file.keys() if name not in _GRIDS]  # noqa: SIM118  no mapping
                     shards.append({name: file.get_tensor(name) for name in names})
             except SafetensorError as error:
                 raise InputError(f"{path} is damaged ({error}); delete it and run `vqvdm encode` again") from error
@@ -392,8 +408,9 @@ class LatentCache(Dataset):
             raise IndexError(f"video {video} of {len(self)}")
         entry = video * self.variants + draw % self.variants
         shard, row = divmod(entry, self._plan.pairs_per_shard * self._plan.copies)
+        grids = _GRIDS if self.index.get("stills") else _GRIDS[:1]
         item = {
-            "latents": self._shard(shard).get_slice("latents")[row].float(),  # (c, t, h, w)
+            **{name: self._shard(shard).get_slice(name)[row].float() for name in grids},
             "class_label": self.class_labels[entry],
             "fps": self.fps[entry],
         }

@@ -7,9 +7,7 @@ Without a tokenizer the denoiser works on pixels and the latents are the clips.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import operator
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +32,7 @@ from vqvdm.arguments import (
     check_weaker,
     count,
     frame_rates,
+    label_ids,
     noise_interval,
     number,
     one_generator_each,
@@ -41,6 +40,7 @@ from vqvdm.arguments import (
 from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
+from vqvdm.given import Given, Keeper, read_given
 from vqvdm.graphs import GraphedDenoiser
 from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.model_card import model_card
@@ -51,7 +51,7 @@ from vqvdm.tokenizer import VideoTokenizer
 
 ClassLabel = str | int
 _DECODED_ON_GPU = 8  # videos at a time
-SHOWN_CLASSES = 30  # named at most in a message
+_LEAST_NOISE = 1e-3  # share of noise below which noise cannot be told from what is clean
 HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py")
 # For people who know only `DiffusionPipeline.from_pretrained(..., custom_pipeline=..., trust_remote_code=True)`.
 SHIM = "from vqvdm import VQVDMPipeline\n\n__all__ = ['VQVDMPipeline']\n"
@@ -211,37 +211,7 @@ class VQVDMPipeline(DiffusionPipeline):
         Raises:
             InputError: the model has no classes, a name is unknown (with the nearest one), an id is out of range.
         """
-        if isinstance(class_labels, Tensor | np.ndarray):
-            class_labels = class_labels.tolist()
-        alone = isinstance(class_labels, str) or not isinstance(class_labels, Sequence)
-        asked = [class_labels] if alone else class_labels
-        if not asked:
-            raise InputError("class_labels is empty; name a class, or leave it out for unconditional videos")
-        if self.num_classes == 0:
-            raise InputError(f"class_labels: this model is unconditional, it cannot make {asked[0]!r}; leave it out")
-        return [self._label_id(label) for label in asked]
-
-    def _label_id(self, label: ClassLabel) -> int:
-        if isinstance(label, str):
-            if label in self.labels:
-                return self.labels[label]
-            near = difflib.get_close_matches(label, self.labels, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise InputError(f"class_labels: unknown class {label!r}; {hint}{self._known_classes()}")
-        try:
-            number = operator.index(label)
-        except TypeError:
-            raise InputError(f"class_labels: {label!r} is neither the name nor the id of a class") from None
-        if isinstance(label, bool) or not 0 <= number < self.num_classes:
-            raise InputError(f"class_labels: id {label} is out of range; {self._known_classes()}")
-        return number
-
-    def _known_classes(self) -> str:
-        """The ids and names there are, in words; of many classes the first."""
-        named = [f"{key} {name}" for key, name in self.id2label.items()]
-        more = [f"and {len(named) - SHOWN_CLASSES} more"] if len(named) > SHOWN_CLASSES else []
-        listed = ": " + ", ".join(named[:SHOWN_CLASSES] + more) if named else ""
-        return f"the ids are 0 to {self.num_classes - 1}{listed}"
+        return label_ids(class_labels, self.id2label, self.num_classes)
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(c, t, h, w) on which the denoiser makes a video of this size.
@@ -277,6 +247,10 @@ class VQVDMPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] | None = None,
         guidance_rescale: float = 0.0,
         weaker_denoiser: VideoDenoiser | None = None,
+        image: Any = None,
+        last_image: Any = None,
+        video: Any = None,
+        mask: Any = None,
         eta: float = 0.0,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -302,6 +276,9 @@ class VQVDMPipeline(DiffusionPipeline):
             weaker_denoiser: a smaller or less trained one of the same latents and classes, from which guidance leads
                 away in the place of an unconditional prediction (autoguidance, Karras et al. 2024); works without
                 classes, too.
+            image, last_image: a picture with which each video begins, or ends; forms as in `given.read_given`.
+            video: frames with which each video begins, to be continued up to `num_frames`; forms likewise.
+            mask: those pixels of `video` to make anew (non-zero), of shape (h, w) or (t, h, w).
             eta: noise of DDIM (Song et al. 2021, eq. 16); other schedulers ignore it.
             num_videos_per_prompt: videos of each class label.
             generator: one generator gives each video its own seed, drawn in order; a list holds one generator for
@@ -336,29 +313,34 @@ class VQVDMPipeline(DiffusionPipeline):
             tensor_inputs = callback_on_step_end.tensor_inputs
         check_forms(output_type, tensor_inputs, self._callback_tensor_inputs)
 
-        label_ids = None if class_labels is None else self.get_label_ids(class_labels)
+        ids = None if class_labels is None else self.get_label_ids(class_labels)
         if self.num_classes and config["about"].get("class_dropout") == 0:
-            check_null_class(label_ids, scale if weaker_denoiser is None else 1.0)
+            check_null_class(ids, scale if weaker_denoiser is None else 1.0)
         if weaker_denoiser is not None:
             check_weaker(weaker_denoiser.config, self.denoiser.config)
-        prompts = None if label_ids is None else len(label_ids)
+        prompts = None if ids is None else len(ids)
         rates = frame_rates(config["fps"] if fps is None else fps, prompts, videos)
         generators, seeds = one_generator_each(generator, len(rates))
         shape = (len(rates), *self.latent_shape(*size))
         device = self._execution_device
         labels = None
-        if label_ids is not None:
-            labels = torch.tensor(label_ids, device=device).repeat_interleave(videos)  # (b,)
+        if ids is not None:
+            labels = torch.tensor(ids, device=device).repeat_interleave(videos)  # (b,)
         self._guidance_scale = 1.0 if labels is None and weaker_denoiser is None else scale
 
         fit(self.scheduler, self.objective, bounded=self.tokenizer is None)
         set_steps(self.scheduler, steps)
         self._num_timesteps = len(self.scheduler.timesteps)
         latents = self._initial_noise(shape, generators, latents, device)
-        predict = self._predictor(labels, torch.tensor(rates, device=device), interval, rescale, weaker_denoiser)
+        t, h, w = map(int, size)  # which `latent_shape` has checked
+        given = read_given(image, last_image, video, mask, (t, h, w))
         arguments = self._step_arguments(generators, eta)
         with packed_weights():
+            keeper = None if given is None else self._keeper(given.to(device))
+            rates_there = torch.tensor(rates, device=device)
+            predict = self._predictor(labels, rates_there, interval, rescale, weaker_denoiser, keeper)
             latents = self._denoise(latents, predict, arguments, callback_on_step_end, tensor_inputs)
+            latents = latents if keeper is None else keeper.finished(latents)
         frames = latents if output_type == "latent" else self._decode(latents, output_type, chunk)
         self.maybe_free_model_hooks()
         output = VQVDMPipelineOutput(frames=frames, fps=rates, seeds=seeds)
@@ -382,15 +364,25 @@ class VQVDMPipeline(DiffusionPipeline):
         interval: tuple[float, float],
         rescale: float,
         weaker: VideoDenoiser | None,
+        keeper: Keeper | None,
     ) -> Predict:
         """(scaled latents (b, c, t, h, w), timestep, step) -> what the scheduler expects, guided in the interval."""
-        run, timesteps = self._graphed.of(self.denoiser), self.scheduler.timesteps
-        predictor = Predictor(run, self.denoiser, self.objective, timesteps, labels, fps, interval, rescale, weaker)
+        run, timesteps, objective = self._graphed.of(self.denoiser), self.scheduler.timesteps, self.objective
+        context = None if keeper is None else keeper.context
+        predictor = Predictor(run, self.denoiser, objective, timesteps, labels, fps, interval, rescale, weaker, context)
 
         def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return predictor(noisy, timestep, max(self.guidance_scale, 1.0))  # of this step: callbacks may change it
+            prediction = predictor(noisy, timestep, max(self.guidance_scale, 1.0))  # callbacks may change it
+            if keeper is None or keeper.context is not None:
+                return prediction
+            alpha, sigma = objective.level_at(float(timestep))
+            x0 = keeper.kept(objective.split(prediction, noisy, alpha, sigma)[0])
+            return objective.target(x0, (noisy - alpha * x0) / max(sigma, _LEAST_NOISE), alpha, sigma)
 
-        return adapted(denoise, self.objective, self.scheduler)
+        return adapted(denoise, objective, self.scheduler)
+
+    def _keeper(self, given: Given) -> Keeper:
+        return Keeper(given, self.tokenizer, wanted=bool(self.denoiser.config["context"]))
 
     def _denoise(
         self,

@@ -30,6 +30,7 @@ class Predictor:
         interval: tuple[float, float],
         rescale: float,
         weaker: VideoDenoiser | None = None,
+        context: Tensor | None = None,
     ) -> None:
         """Bind what holds for all steps.
 
@@ -43,15 +44,18 @@ class Predictor:
             interval: part of the network's clock, 0 clean to 1 noise, in which to guide.
             rescale: share of the guided prediction that gets back the deviation of the conditional one.
             weaker: a worse model of the same classes and latents, for autoguidance; see `guided`.
+            context: given latents (b or 1, c + 2, t, h, w), for denoisers that take them.
         """
         self._run, self._denoiser, self._objective = run, denoiser, objective
         self._planned = StepModulations(denoiser, timesteps)
         self._labels, self._fps, self._interval, self._rescale = labels, fps, interval, rescale
         self._conditional: Tensor | None = None
         self._estimate: Tensor | None = None
+        self._context = None if context is None or not denoiser.config["context"] else context.to(denoiser.dtype)
         self._weaker = None
         if weaker is not None:  # it plans its steps, and has estimates, of its own
-            self._weaker = Predictor(weaker, weaker, objective, timesteps, labels, fps, interval, rescale)._denoise
+            further = Predictor(weaker, weaker, objective, timesteps, labels, fps, interval, rescale, context=context)
+            self._weaker = further._denoise
 
     def __call__(self, noisy: Tensor, timestep: Tensor, scale: float) -> Tensor:
         """Guided by `scale`; 1 is the plain conditional prediction."""
@@ -65,7 +69,8 @@ class Predictor:
     def _denoise(self, noisy: Tensor, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
         made, dtype = self._planned.at(timestep, class_labels, fps), self._denoiser.dtype
         estimate = self._estimate_of(noisy)
-        prediction = self._run(noisy.to(dtype), timestep, class_labels, fps, made, estimate).float()
+        context = None if self._context is None else _for(len(noisy), self._context)
+        prediction = self._run(noisy.to(dtype), timestep, class_labels, fps, made, estimate, context).float()
         self._conditional = prediction[: len(self._fps)]  # the first half of a guided batch
         if self._denoiser.config["self_condition"]:
             level = self._objective.level_at(float(timestep))
@@ -76,8 +81,12 @@ class Predictor:
         """The last one for as many passes: guidance may begin or end with its interval."""
         if self._estimate is None or len(self._estimate) == len(noisy):
             return self._estimate
-        few = self._estimate[: len(self._fps)]
-        return few.repeat(len(noisy) // len(few), 1, 1, 1, 1)
+        return _for(len(noisy), self._estimate[: len(self._fps)])
+
+
+def _for(passes: int, few: Tensor) -> Tensor:
+    """(n, c, t, h, w) repeated for as many passes."""
+    return few.repeat(passes // len(few), 1, 1, 1, 1)
 
 
 def rescale_guidance(prediction: Tensor, conditional: Tensor, share: float) -> Tensor:

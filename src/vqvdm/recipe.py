@@ -119,6 +119,7 @@ class LatentsRecipe:
 
     windows: int = 1  # windows taken from each video
     flips: bool = False  # also store the mirrored clip
+    stills: bool = False  # also store what the first and the last frame encode to when held still
     batch: int = 16
     shard: int = 1024  # clips per file
 
@@ -143,6 +144,7 @@ class DenoiserRecipe:
     diffusion: DiffusionRecipe = field(default_factory=DiffusionRecipe)
     class_dropout: float = 0.5  # probability of training without the class
     self_conditioning: float = 0.0  # probability of showing the network its own first estimate; 0 builds it without
+    context: float = 0.0  # probability of showing it some of the clip's frames, to be completed; 0 builds it without
     start_from: str | None = None  # a pipeline, run or hub id whose denoiser's weights this one starts with
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
 
@@ -321,6 +323,7 @@ _RANGES: Mapping[str, _Range] = {
     "shift": _Range(0, positive=True),
     "class_dropout": _SHARE,
     "self_conditioning": _SHARE,
+    "context": _SHARE,
     "guidance_scale": _NOT_NEGATIVE,
     "pairs": _COUNT,
     "teacher_steps": _COUNT,

@@ -17,6 +17,7 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from vqvdm import __version__
+from vqvdm.context import drawn_context
 from vqvdm.data import open_dataset
 from vqvdm.data.worlds import WORLDS
 from vqvdm.denoiser import VideoDenoiser
@@ -208,6 +209,7 @@ class DenoiserStage:
         arguments = {
             "num_classes": len(self.classes),
             "self_condition": recipe.denoiser.self_conditioning > 0,
+            "context": recipe.denoiser.context > 0,
             **recipe.denoiser.model,
         }
         channels, *extent = dataset[0][self.field].shape
@@ -289,16 +291,33 @@ class DenoiserStage:
         latents, (labels, fps) = batch[self.field], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
         noise = batch["noise"] if "noise" in batch.data else batch.noise_like(latents)  # a student learns from pairs
         uniform = batch.strata("time").to(latents.device)
+        context = self.context(batch)
 
         def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
-            estimate = self.first_estimate(batch, noisy, timestep, labels, fps, uniform)
-            return self.forward(noisy, timestep, labels, fps, estimate=estimate)
+            estimate = self.first_estimate(batch, noisy, timestep, labels, fps, uniform, context)
+            return self.forward(noisy, timestep, labels, fps, estimate=estimate, context=context)
 
         return self.objective.loss(denoise, latents, noise, uniform).mean()
 
+    def context(self, batch: Batch) -> Tensor | None:
+        """What is given of each clip (b, c + 2, t, h, w), of most of them nothing; None for a network without it."""
+        share = self.recipe.denoiser.context
+        if share == 0:
+            return None
+        chance = torch.stack([batch.uniform(f"context {name}") for name in ("whether", "what", "much")], dim=1)
+        stills = batch["stills"] if "stills" in batch.data else None
+        return drawn_context(batch[self.field], stills, share, chance)
+
     @torch.no_grad()
     def first_estimate(
-        self, batch: Batch, noisy: Tensor, timestep: Tensor, labels: Tensor | None, fps: Tensor, uniform: Tensor
+        self,
+        batch: Batch,
+        noisy: Tensor,
+        timestep: Tensor,
+        labels: Tensor | None,
+        fps: Tensor,
+        uniform: Tensor,
+        context: Tensor | None,
     ) -> Tensor | None:
         """What the network takes for clean latents (b, c, t, h, w), for a share of the clips; zeros for the others."""
         share = self.recipe.denoiser.self_conditioning
@@ -308,7 +327,8 @@ class DenoiserStage:
         estimate = torch.zeros_like(noisy)
         if shown.any():
             few = None if labels is None else labels[shown]
-            prediction = self.denoiser(noisy[shown], timestep[shown], few, fps[shown])
+            given = None if context is None else context[shown]
+            prediction = self.denoiser(noisy[shown], timestep[shown], few, fps[shown], context=given)
             alpha, sigma = (level[shown].view(-1, 1, 1, 1, 1) for level in self.objective.levels(uniform)[:2])
             estimate[shown] = self.objective.split(prediction, noisy[shown], alpha, sigma)[0].to(noisy.dtype)
         return estimate

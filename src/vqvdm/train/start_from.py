@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vqvdm.context import MASKS
 from vqvdm.denoiser import VideoDenoiser
 from vqvdm.errors import InputError
 from vqvdm.tokenizer import VideoTokenizer
@@ -17,22 +18,36 @@ from vqvdm.tokenizer import VideoTokenizer
 def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser) -> None:
     """Give a network the weights of another one.
 
-    Classes begin anew if there are more or fewer of them. A network that takes an estimate of the clean latents may
-    start from one that does not: it does not heed the estimate yet.
+    Classes begin anew if there are more or fewer of them. A network that takes an estimate of the clean latents, or
+    given ones, may start from one that does not: it does not heed them yet.
 
     Raises:
         InputError: other parts differ in their shapes.
     """
     weights = other.state_dict()
-    if denoiser.config["self_condition"] and not other.config["self_condition"]:
-        places = math.prod(other.patch)
-        stem = rearrange(weights["stem.weight"], "o (p c) t h w -> o p c t h w", p=places)
-        widened = torch.cat([stem, torch.zeros_like(stem)], dim=2)  # as `forward` lays them out: noisy, then estimate
-        weights = {**weights, "stem.weight": widened.flatten(1, 2)}
+    if denoiser.patch == other.patch and denoiser.config["in_channels"] == other.config["in_channels"]:
+        weights = {**weights, "stem.weight": _widened(weights["stem.weight"], denoiser, other)}
     if other.config["num_classes"] != denoiser.config["num_classes"]:
         own = denoiser.state_dict()
         weights = {name: own[name] if name.startswith("class_embed.") else weights[name] for name in own}
     _load(denoiser, weights, "denoiser")
+
+
+def _widened(stem: Tensor, denoiser: VideoDenoiser, other: VideoDenoiser) -> Tensor:
+    """The other's first weights with zeros for what it does not see, in the order of `VideoDenoiser.forward`."""
+    channels, places = other.config["in_channels"], math.prod(other.patch)
+    parts = rearrange(stem, "o (p c) t h w -> o p c t h w", p=places)
+    seen = {"noisy": channels, "self_condition": channels, "context": channels + MASKS}
+    widened, start = [], 0
+    for name, width in seen.items():
+        there = name == "noisy" or other.config[name]
+        part = (
+            parts[:, :, start : start + width] if there else parts.new_zeros(*parts.shape[:2], width, *stem.shape[2:])
+        )
+        start += width if there else 0
+        if there or denoiser.config[name]:  # what is there and not wanted is noticed by its shape
+            widened.append(part)
+    return torch.cat(widened, dim=2).flatten(1, 2)
 
 
 def start_tokenizer_from(tokenizer: VideoTokenizer, other: VideoTokenizer) -> None:

@@ -58,6 +58,7 @@ def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device:
             run / "latents",
             windows=recipe.latents.windows,
             flips=recipe.latents.flips,
+            stills=recipe.latents.stills,
             batch_size=recipe.latents.batch,
             shard_size=recipe.latents.shard,
             data={name: value for name, value in asdict(data).items() if name != "workers"},

@@ -1,0 +1,201 @@
+"""Frames that a sampling keeps: pictures to begin or end with, a video to continue, a region to leave as it is.
+
+What is given are pixels. A denoiser trained with context is shown their latents; any other has its estimates of the
+clean clip corrected at every step, by pasting the given pixels into what they decode to (replacement, as Lugmayr et al.
+2022, "RePaint", have it for pixels). Either way the last word is the pasting's, so that what is given comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqvdm.context import context_of
+from vqvdm.errors import InputError
+from vqvdm.tokenizer import VideoTokenizer
+
+_LAST_PASTES = 3  # of the finished latents: each brings what decodes closer to what is given
+_SINGLE, _FRAMES = 3, 4  # axes of a picture and of a video
+
+
+@dataclass(frozen=True)
+class Given:
+    """Pixels that are known, of one clip for all videos of a call or of one for each."""
+
+    clip: Tensor  # float32 (n, 3, t, h, w) in -1..1
+    known: Tensor  # bool (n, 1, t, h, w)
+
+    def to(self, device: torch.device) -> Given:
+        """The same on a device."""
+        return Given(self.clip.to(device), self.known.to(device))
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """Which frames are known altogether: bool (n, t)."""
+        return self.known.flatten(3).all(3)[:, 0]
+
+    @property
+    def whole(self) -> bool:
+        """Whether each frame is known altogether or not at all."""
+        return bool((self.known.flatten(3).any(3)[:, 0] == self.frames).all())
+
+
+def read_given(image: Any, last_image: Any, video: Any, mask: Any, size: tuple[int, int, int]) -> Given | None:
+    """What a call gives, in one form; None if that is nothing.
+
+    Args:
+        image: the first frame: a PIL image, uint8 or float 0..1 (h, w, 3), or a tensor (3, h, w) in 0..1.
+        last_image: the last frame, likewise.
+        video: the first frames, in the forms that a pipeline returns a video: PIL images, an array (t, h, w, 3), or
+            a tensor (t, 3, h, w).
+        mask: of a video's pixels those to make anew, (h, w) or (t, h, w): not zero in an array or tensor, brighter than
+            the middle in a PIL image.
+        size: frames, height and width of what will be made. Pictures of another size are scaled to cover it, and their
+            middle is taken.
+
+    Raises:
+        InputError: a form that is none of these, too many frames, or nothing left to make.
+    """
+    t, h, w = size
+    if image is not None and video is not None:
+        raise InputError("image and video both say how the clip begins; give one of them")
+    if mask is not None and video is None:
+        raise InputError("mask says which pixels of a video to make anew; give video, too")
+    clip, known = torch.zeros(1, 3, t, h, w), torch.zeros(1, 1, t, h, w, dtype=torch.bool)
+    pictures = [(0, "image", image), (t - 1, "last_image", last_image)]
+    for place, name, picture in pictures:
+        if picture is not None:
+            clip[0, :, place] = _fitted(_pixels(name, picture, _SINGLE)[None], h, w)[0]
+            known[:, :, place] = True
+    if video is not None:
+        frames = _fitted(_pixels("video", video, _FRAMES), h, w)
+        if len(frames) > t:
+            raise InputError(f"video has {len(frames)} frames, more than the {t} to make; give its last ones")
+        clip[0, :, : len(frames)] = frames.transpose(0, 1)
+        known[:, :, : len(frames)] = True
+        if mask is not None:
+            known[0, 0, : len(frames)] &= ~_masked(mask, len(frames), h, w)
+    if not known.any():
+        if video is not None:
+            raise InputError("mask covers the whole video: nothing of it would be kept")
+        return None
+    if known.all():
+        hint = "" if mask is not None else "; give fewer frames, or a mask of what to make anew"
+        raise InputError(f"all {t} frames are given, so there is nothing to make{hint}")
+    return Given(clip, known)
+
+
+def _pixels(name: str, given: Any, axes: int) -> Tensor:
+    """A picture as (3, h, w) or a video as (t, 3, h, w), float32 in -1..1."""
+    form = "an image" if axes == _SINGLE else "a sequence of images"
+    if isinstance(given, PIL.Image.Image):
+        given = np.asarray(given.convert("RGB"))
+    elif isinstance(given, list | tuple) and given and all(_is_picture(each) for each in given):
+        given = np.stack([np.asarray(each.convert("RGB")) for each in given])
+    if isinstance(given, np.ndarray):
+        scale = 255.0 if given.dtype == np.uint8 else 1.0
+        pixels = torch.from_numpy(np.array(given, dtype=np.float32) / scale)
+        pixels = pixels.movedim(-1, -3) if pixels.ndim == axes else pixels
+    elif isinstance(given, Tensor):
+        pixels = given.detach().float().cpu().div(255.0 if given.dtype == torch.uint8 else 1.0)
+    else:
+        raise InputError(
+            f"{name} must be {form}, an array with 3 channels last or a tensor, not {type(given).__name__}"
+        )
+    if pixels.ndim != axes or pixels.shape[-3] != 3 or min(pixels.shape) < 1:
+        raise InputError(f"{name} must be {form} in RGB; an array of shape {tuple(given.shape)} is not")
+    if not (pixels.isfinite().all() and pixels.min() >= -1e-3 and pixels.max() <= 1 + 1e-3):
+        raise InputError(f"{name}: values must lie in 0..1, or 0..255 as uint8")
+    return pixels * 2 - 1
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, PIL.Image.Image)
+
+
+def _fitted(frames: Tensor, h: int, w: int) -> Tensor:
+    """Frames (t, 3, h', w') scaled to cover (h, w), and their middle."""
+    height, width = frames.shape[-2:]
+    if (height, width) == (h, w):
+        return frames
+    scale = max(h / height, w / width)
+    wanted = (max(round(height * scale), h), max(round(width * scale), w))
+    frames = F.interpolate(frames, wanted, mode="bilinear", antialias=True).clamp(-1, 1)
+    top, left = (wanted[0] - h) // 2, (wanted[1] - w) // 2
+    return frames[..., top : top + h, left : left + w]
+
+
+def _masked(mask: Any, t: int, h: int, w: int) -> Tensor:
+    """Where to make anew, bool (t, h, w)."""
+    chosen = np.asarray(mask.convert("L")) > 127 if _is_picture(mask) else np.asarray(mask) != 0
+    values = torch.from_numpy(chosen)
+    if values.ndim == 2:
+        values = values.expand(t, *values.shape)
+    if values.ndim != 3 or len(values) != t:
+        raise InputError(f"mask must be of shape (h, w) or ({t}, h, w) like the video, not {tuple(np.shape(mask))}")
+    return _fitted(values[:, None].float(), h, w)[:, 0] > 0.5
+
+
+class Keeper:
+    """Keeps what is given while latents are sampled.
+
+    Attributes:
+        context: what a denoiser that takes it is shown, (n, c + 2, t, h, w); None where it does not, or where parts of
+            frames are given.
+    """
+
+    def __init__(self, given: Given, tokenizer: VideoTokenizer | None, wanted: bool) -> None:
+        """`wanted` says whether the denoiser takes context."""
+        self._given, self._tokenizer = given, tokenizer
+        factors = (1, 1, 1) if tokenizer is None else tokenizer.factors
+        self._cells = F.max_pool3d(given.known.float(), factors) > 0  # that show something given
+        self.context = self._context(factors[0]) if wanted and given.whole else None
+
+    def kept(self, latents: Tensor) -> Tensor:
+        """Clean latents (b, c, t, h, w) changed where given pixels are, so that they decode to these."""
+        given, tokenizer = self._given, self._tokenizer
+        if tokenizer is None:
+            return given.clip.where(given.known, latents)
+        decoded = tokenizer.decode(latents.to(tokenizer.dtype)).float().clamp(-1, 1)
+        again = tokenizer.encode(given.clip.where(given.known, decoded).to(tokenizer.dtype)).float()
+        return again.where(self._cells, latents)
+
+    def finished(self, latents: Tensor) -> Tensor:
+        """The last corrections."""
+        for _ in range(_LAST_PASTES):
+            latents = self.kept(latents)
+        return latents
+
+    def _context(self, factor: int) -> Tensor:
+        """Runs of latents all of whose frames are given, encoded by themselves; single frames at the ends as stills."""
+        clip, frames, tokenizer = self._given.clip, self._given.frames, self._tokenizer
+        known = frames.unflatten(1, (-1, factor)).all(2)  # (n, t)
+        if tokenizer is None:
+            return context_of(clip, known)
+        n = len(known)
+        latents = clip.new_zeros(n, *tokenizer.latent_shape(*clip.shape[2:]))
+        stills = clip.new_zeros(n, 2, *latents.shape[1:2], *latents.shape[3:])
+        still = torch.stack([frames[:, 0] & ~known[:, 0], frames[:, -1] & ~known[:, -1]], dim=1)
+        for k in range(n):
+            for first, last in _runs(known[k].tolist()):
+                part = clip[k : k + 1, :, first * factor : last * factor]
+                latents[k, :, first:last] = tokenizer.encode(part.to(tokenizer.dtype))[0].float()
+            for number, place in enumerate((0, -1)):
+                if still[k, number]:
+                    held = clip[k : k + 1, :, [place]].repeat(1, 1, factor, 1, 1)
+                    stills[k, number] = tokenizer.encode(held.to(tokenizer.dtype))[0, :, 0].float()
+        return context_of(latents, known, stills, still)
+
+
+def _runs(known: Sequence[bool]) -> list[tuple[int, int]]:
+    """(first, end) of the stretches that are true."""
+    edges = [i for i in range(len(known) + 1) if (i > 0 and known[i - 1]) != (i < len(known) and known[i])]
+    return list(zip(edges[::2], edges[1::2], strict=True))
