@@ -56,6 +56,17 @@ def test_pictures_of_other_sizes_cover_the_frame_by_their_middle() -> None:
     assert given.clip[0, :, 0].min() > 0.99 and torch.equal(given.clip[:, :, 0], given.clip[:, :, -1])
 
 
+def test_each_video_may_have_its_own() -> None:
+    pixels = [picture(k) for k in range(2)]
+    for several in (pixels, np.stack(pixels), [PIL.Image.fromarray(each) for each in pixels]):
+        given = read_given(several, picture(7), None, None, SIZE, videos=2)
+        assert given is not None and given.clip.shape[0] == given.known.shape[0] == 2
+        for k in range(2):
+            expected = torch.from_numpy(pixels[k]).permute(2, 0, 1) / 127.5 - 1
+            torch.testing.assert_close(given.clip[k, :, 0], expected)
+        assert torch.equal(given.clip[0, :, -1], given.clip[1, :, -1])
+
+
 def test_a_mask_says_what_is_made_anew() -> None:
     video, mask = np.stack([picture(k) for k in range(8)]), np.zeros((16, 16))
     mask[4:8, 4:] = 1
@@ -78,6 +89,8 @@ def test_a_mask_says_what_is_made_anew() -> None:
         ({"image": np.full((4, 4, 3), np.nan)}, "image: values must lie in 0..1"),
         ({"video": picture()}, "video must be a sequence of images in RGB"),
         ({"video": []}, "video must be"),
+        ({"video": [picture(), picture(0, 8)]}, "video: pictures of one list must have one size"),
+        ({"image": [picture()] * 3}, "image is given 3 times for 1 videos"),
         ({"video": np.zeros((9, 8, 8, 3))}, "video has 9 frames, more than the 8 to make"),
         ({"video": np.zeros((8, 8, 8, 3))}, "all 8 frames are given"),
         ({"image": picture(), "video": picture()[None]}, "image and video both say"),

@@ -19,7 +19,7 @@ from vqvdm.errors import InputError
 from vqvdm.generation import make_orders, video_seed
 from vqvdm.verbs import sample
 from vqvdm.verbs.sample import main
-from vqvdm.video import read_video
+from vqvdm.video import read_video, write_video
 
 torch.set_num_threads(1)
 
@@ -43,6 +43,46 @@ def comment(path: Path) -> dict:
 def pixels(path: Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.asarray(image).astype(int)
+
+
+def test_pictures_and_videos_are_given_in_files(model, tmp_path):
+    pipeline = tiny_pipeline()
+    size, window = pipeline.config["height"], pipeline.config["num_frames"]
+    video = np.random.default_rng(0).integers(0, 256, (12, size, size, 3), dtype=np.uint8)
+    Image.fromarray(video[0]).save(tmp_path / "first.png")
+    write_video(tmp_path / "start.mp4", video, 4.0)
+    mask = np.zeros((size, size), dtype=np.uint8)
+    mask[: size // 2] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    common = {"classes": "up", "fps": 2, "format": "png", "device": "cpu", "dtype": "float32", "seed": 5}
+
+    def called(**arguments) -> np.ndarray:
+        generator = [torch.Generator().manual_seed(video_seed(5, 2, 0))]
+        frames = tiny_pipeline()("up", fps=2, generator=generator, output_type="np", **arguments).frames[0]
+        return (frames * 255).round().astype(int)
+
+    def written(name: str, **arguments) -> np.ndarray:
+        main(str(model), **common, **arguments, out=tmp_path / name)
+        row, step = pixels(tmp_path / name / "up-00.png"), size + 2
+        return np.stack([row[:, left : left + size] for left in range(0, row.shape[1], step)])
+
+    begun = written("begun", image=tmp_path / "first.png", last_image=tmp_path / "first.png")
+    expected = called(image=video[0], last_image=video[0])
+    assert np.abs(begun - expected).max() <= 1
+
+    kept = read_video(tmp_path / "start.mp4")[1::2]  # every second frame: from 4 a second to 2
+    anew = written("anew", video=tmp_path / "start.mp4", mask=tmp_path / "mask.png")
+    expected = called(video=kept[:window], mask=mask)
+    assert np.abs(anew - expected).max() <= 1
+
+    longer = written("longer", video=tmp_path / "start.mp4", overlap=2)
+    assert len(longer) == 6 + window - 2
+    assert np.abs(longer[:6] - kept.astype(int)).max() <= 1
+    assert len(written("length", length=11, overlap=1)) == 11
+    with pytest.raises(InputError, match="--frames is for videos of one window"):
+        main(str(model), **common, frames=8, length=20, out=tmp_path / "none")
+    with pytest.raises(InputError, match=r"none\.png"):
+        main(str(model), **common, image=tmp_path / "none.png", out=tmp_path / "none")
 
 
 def test_a_file_for_each_video_and_a_sheet(model, tmp_path, capsys):

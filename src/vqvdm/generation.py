@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,15 +83,27 @@ def compile_for(pipeline: VQVDMPipeline, videos: int, steps: int) -> None:
 
 
 def generate(
-    pipeline: VQVDMPipeline, orders: Sequence[Order], batch: int, arguments: dict[str, Any]
+    pipeline: VQVDMPipeline,
+    orders: Sequence[Order],
+    batch: int,
+    arguments: dict[str, Any],
+    call: Callable[..., Any] | None = None,
 ) -> Iterator[tuple[Order, Video, float]]:
-    """Make the videos, `batch` at a time, with a progress bar over all steps: (order, uint8 (t, h, w, c), fps) each."""
-    for order, clip, rate in generate_clips(pipeline, orders, batch, arguments):
+    """Make the videos, `batch` at a time, with a progress bar over all steps: (order, uint8 (t, h, w, c), fps) each.
+
+    `call` takes the place of the pipeline's own, as `continue_video` bound to it and a length does.
+    """
+    for order, clip, rate in generate_clips(pipeline, orders, batch, arguments, call=call):
         yield order, to_video(clip), rate
 
 
 def generate_clips(
-    pipeline: VQVDMPipeline, orders: Sequence[Order], batch: int, arguments: dict[str, Any], progress: bool = True
+    pipeline: VQVDMPipeline,
+    orders: Sequence[Order],
+    batch: int,
+    arguments: dict[str, Any],
+    progress: bool = True,
+    call: Callable[..., Any] | None = None,
 ) -> Iterator[tuple[Order, Tensor, float]]:
     """As `generate`, but clips (c, t, h, w) in -1..1, never in 8 bits."""
     pipeline.set_progress_bar_config(disable=True)
@@ -99,7 +111,8 @@ def generate_clips(
     with tqdm(desc="sampling", unit="step", disable=not progress) as bar:
 
         def count_step(pipe: VQVDMPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            bar.total = len(pipe.scheduler.timesteps) * len(batches)  # known only once the scheduler has its steps
+            if call is None:  # the steps of several windows are not known beforehand
+                bar.total = len(pipe.scheduler.timesteps) * len(batches)  # known only once the scheduler has its steps
             bar.update(1)
             return tensors
 
@@ -108,7 +121,7 @@ def generate_clips(
                 torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
                 torch._dynamo.config.cache_size_limit = _COMPILED
             labels = [order.label for order in part if order.label is not None]
-            output = pipeline(
+            output = (call or pipeline)(
                 class_labels=labels or None,
                 num_videos_per_prompt=1 if labels else len(part),
                 generator=[torch.Generator().manual_seed(order.seed) for order in part],

@@ -23,7 +23,6 @@ from vqvdm.errors import InputError
 from vqvdm.tokenizer import VideoTokenizer
 
 _LAST_PASTES = 3  # of the finished latents: each brings what decodes closer to what is given
-_SINGLE, _FRAMES = 3, 4  # axes of a picture and of a video
 
 
 @dataclass(frozen=True)
@@ -48,18 +47,22 @@ class Given:
         return bool((self.known.flatten(3).any(3)[:, 0] == self.frames).all())
 
 
-def read_given(image: Any, last_image: Any, video: Any, mask: Any, size: tuple[int, int, int]) -> Given | None:
+def read_given(
+    image: Any, last_image: Any, video: Any, mask: Any, size: tuple[int, int, int], videos: int = 1
+) -> Given | None:
     """What a call gives, in one form; None if that is nothing.
 
     Args:
-        image: the first frame: a PIL image, uint8 or float 0..1 (h, w, 3), or a tensor (3, h, w) in 0..1.
+        image: the first frame: a PIL image, uint8 or float 0..1 (h, w, 3), or a tensor (3, h, w) in 0..1; a list, or
+            an array or tensor with one axis more, holds one for each video.
         last_image: the last frame, likewise.
         video: the first frames, in the forms that a pipeline returns a video: PIL images, an array (t, h, w, 3), or
-            a tensor (t, 3, h, w).
+            a tensor (t, 3, h, w); likewise one for each video.
         mask: of a video's pixels those to make anew, (h, w) or (t, h, w): not zero in an array or tensor, brighter than
             the middle in a PIL image.
         size: frames, height and width of what will be made. Pictures of another size are scaled to cover it, and their
             middle is taken.
+        videos: how many will be made.
 
     Raises:
         InputError: a form that is none of these, too many frames, or nothing left to make.
@@ -70,19 +73,22 @@ def read_given(image: Any, last_image: Any, video: Any, mask: Any, size: tuple[i
     if mask is not None and video is None:
         raise InputError("mask says which pixels of a video to make anew; give video, too")
     clip, known = torch.zeros(1, 3, t, h, w), torch.zeros(1, 1, t, h, w, dtype=torch.bool)
-    pictures = [(0, "image", image), (t - 1, "last_image", last_image)]
-    for place, name, picture in pictures:
-        if picture is not None:
-            clip[0, :, place] = _fitted(_pixels(name, picture, _SINGLE)[None], h, w)[0]
-            known[:, :, place] = True
-    if video is not None:
-        frames = _fitted(_pixels("video", video, _FRAMES), h, w)
-        if len(frames) > t:
-            raise InputError(f"video has {len(frames)} frames, more than the {t} to make; give its last ones")
-        clip[0, :, : len(frames)] = frames.transpose(0, 1)
-        known[:, :, : len(frames)] = True
-        if mask is not None:
-            known[0, 0, : len(frames)] &= ~_masked(mask, len(frames), h, w)
+    for name, place, pictures in (("image", 0, image), ("last_image", -1, last_image), ("video", 0, video)):
+        if pictures is None:
+            continue
+        frames = _frames(name, pictures)  # (n, t', 3, h', w')
+        n, there = frames.shape[:2]
+        if n not in (1, videos):
+            raise InputError(f"{name} is given {n} times for {videos} videos; give one, or one each")
+        if there > t:
+            raise InputError(f"video has {there} frames, more than the {t} to make; give its last ones")
+        places = slice(t - 1, t) if place else slice(there)
+        fitted = _fitted(frames.flatten(0, 1), h, w).unflatten(0, (n, there)).transpose(1, 2)
+        clip = clip.expand(max(n, len(clip)), -1, -1, -1, -1).clone()
+        clip[:, :, places], known[:, :, places] = fitted, True
+    if mask is not None:
+        there = int(known[0, 0, :, 0, 0].sum()) - (last_image is not None)
+        known[0, 0, :there] &= ~_masked(mask, there, h, w)
     if not known.any():
         if video is not None:
             raise InputError("mask covers the whole video: nothing of it would be kept")
@@ -90,31 +96,53 @@ def read_given(image: Any, last_image: Any, video: Any, mask: Any, size: tuple[i
     if known.all():
         hint = "" if mask is not None else "; give fewer frames, or a mask of what to make anew"
         raise InputError(f"all {t} frames are given, so there is nothing to make{hint}")
-    return Given(clip, known)
+    return Given(clip, known.expand(len(clip), -1, -1, -1, -1))
 
 
-def _pixels(name: str, given: Any, axes: int) -> Tensor:
-    """A picture as (3, h, w) or a video as (t, 3, h, w), float32 in -1..1."""
-    form = "an image" if axes == _SINGLE else "a sequence of images"
-    if isinstance(given, PIL.Image.Image):
-        given = np.asarray(given.convert("RGB"))
-    elif isinstance(given, list | tuple) and given and all(_is_picture(each) for each in given):
-        given = np.stack([np.asarray(each.convert("RGB")) for each in given])
+def read_frames(name: str, given: Any, size: tuple[int, int], videos: int) -> Tensor:
+    """Videos in any form that `read_given` takes, of this height and width: (videos, t, 3, h, w) in 0..1."""
+    frames = _frames(name, given)
+    n, there = frames.shape[:2]
+    if n not in (1, videos):
+        raise InputError(f"{name} is given {n} times for {videos} videos; give one, or one each")
+    fitted = _fitted(frames.flatten(0, 1), *size).unflatten(0, (n, there))
+    return fitted.expand(videos, -1, -1, -1, -1) * 0.5 + 0.5
+
+
+def _frames(name: str, given: Any) -> Tensor:
+    """One or several pictures as (n, 1, 3, h, w), one or several videos as (n, t, 3, h, w): float32 in -1..1."""
+    is_video = name == "video"
+    form, axes = ("a sequence of images", 4) if is_video else ("an image", 3)
+    given = _stacked(name, given)
     if isinstance(given, np.ndarray):
-        scale = 255.0 if given.dtype == np.uint8 else 1.0
-        pixels = torch.from_numpy(np.array(given, dtype=np.float32) / scale)
-        pixels = pixels.movedim(-1, -3) if pixels.ndim == axes else pixels
+        pixels = torch.from_numpy(np.array(given, dtype=np.float32)).div(255.0 if given.dtype == np.uint8 else 1.0)
+        pixels = pixels.movedim(-1, -3) if pixels.ndim in (axes, axes + 1) else pixels
     elif isinstance(given, Tensor):
         pixels = given.detach().float().cpu().div(255.0 if given.dtype == torch.uint8 else 1.0)
     else:
         raise InputError(
             f"{name} must be {form}, an array with 3 channels last or a tensor, not {type(given).__name__}"
         )
-    if pixels.ndim != axes or pixels.shape[-3] != 3 or min(pixels.shape) < 1:
+    pixels = pixels[None] if pixels.ndim == axes else pixels
+    if pixels.ndim != axes + 1 or pixels.shape[-3] != 3 or min(pixels.shape) < 1:
         raise InputError(f"{name} must be {form} in RGB; an array of shape {tuple(given.shape)} is not")
     if not (pixels.isfinite().all() and pixels.min() >= -1e-3 and pixels.max() <= 1 + 1e-3):
         raise InputError(f"{name}: values must lie in 0..1, or 0..255 as uint8")
-    return pixels * 2 - 1
+    return (pixels if is_video else pixels[:, None]) * 2 - 1
+
+
+def _stacked(name: str, given: Any) -> Any:
+    """Pictures, and lists of what can be stacked, as arrays; anything else as it is."""
+    if _is_picture(given):
+        return np.asarray(given.convert("RGB"))
+    if not isinstance(given, list | tuple) or not given:
+        return given
+    parts = [_stacked(name, each) for each in given]
+    if any(not isinstance(part, np.ndarray | Tensor) for part in parts):
+        return given
+    if len(shapes := {tuple(part.shape) for part in parts}) > 1:
+        raise InputError(f"{name}: pictures of one list must have one size, not {sorted(shapes)}")
+    return torch.stack(parts) if all(isinstance(part, Tensor) for part in parts) else np.stack(parts)
 
 
 def _is_picture(value: Any) -> bool:

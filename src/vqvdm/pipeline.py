@@ -277,7 +277,8 @@ class VQVDMPipeline(DiffusionPipeline):
                 away in the place of an unconditional prediction (autoguidance, Karras et al. 2024); works without
                 classes, too.
             image, last_image: a picture with which each video begins, or ends; forms as in `given.read_given`.
-            video: frames with which each video begins, to be continued up to `num_frames`; forms likewise.
+            video: frames with which each video begins, to be continued up to `num_frames`; forms likewise. For longer
+                ones see `continuation.continue_video`.
             mask: those pixels of `video` to make anew (non-zero), of shape (h, w) or (t, h, w).
             eta: noise of DDIM (Song et al. 2021, eq. 16); other schedulers ignore it.
             num_videos_per_prompt: videos of each class label.
@@ -333,7 +334,7 @@ class VQVDMPipeline(DiffusionPipeline):
         self._num_timesteps = len(self.scheduler.timesteps)
         latents = self._initial_noise(shape, generators, latents, device)
         t, h, w = map(int, size)  # which `latent_shape` has checked
-        given = read_given(image, last_image, video, mask, (t, h, w))
+        given = read_given(image, last_image, video, mask, (t, h, w), len(rates))
         arguments = self._step_arguments(generators, eta)
         with packed_weights():
             keeper = None if given is None else self._keeper(given.to(device))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import vqvdm
 from vqvdm import models
+from vqvdm.continuation import continue_video
+from vqvdm.decode import probe, read_video
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import compile_for, generate, make_orders, usual_batch
@@ -30,6 +33,12 @@ def main(
     steps: int | None = None,
     guidance: float | None = None,
     scheduler: str | None = None,
+    image: Path | None = None,
+    last_image: Path | None = None,
+    video: Path | None = None,
+    mask: Path | None = None,
+    length: int | None = None,
+    overlap: int = 8,
     out: Path = Path("samples"),
     format: Format = "mp4",
     scale: int = 1,
@@ -54,6 +63,14 @@ def main(
         seed: of all randomness.
         steps: of the scheduler.
         guidance: scale of classifier-free guidance; 1 is none.
+        image: a picture with which each video begins.
+        last_image: a picture with which each video ends.
+        video: a video that each one continues, or of which a part is made anew; frames are taken out of it, or
+            repeated, so that its speed stays at the frame rate of what is made.
+        mask: a picture whose bright parts are made anew, in the first frames of --video.
+        length: frames of each finished video, those given included; longer ones are made window by window. By default
+            one window, beyond the video to continue.
+        overlap: frames of which each further window is given, at least.
         scheduler: dpm++, unipc, euler, heun, ddim or ddpm, as far as it fits the model's noise.
         out: folder for the files; made if absent.
         format: of the files; png is a row of frames.
@@ -63,7 +80,7 @@ def main(
         device: cpu, cuda, mps or auto.
         dtype: in which the networks compute; auto is bfloat16 where the processor is fast at it, else float32.
     """
-    check_at_least_one(count=count, batch=batch, scale=scale)
+    check_at_least_one(count=count, batch=batch, scale=scale, length=length, overlap=overlap, frames=frames)
     check_writable(out)
     pipeline = load_pipeline(model, device, pick_dtype(dtype, pick_device(device)))
     if scheduler is not None:
@@ -74,7 +91,7 @@ def main(
         pipeline.tokenizer.enable_tiling()
     orders = make_orders(pipeline, classes, count, seed)
     compile_for(pipeline, len(orders), steps or pipeline.config["num_inference_steps"])
-    arguments = {
+    arguments: dict[str, Any] = {
         "fps": fps,
         "num_frames": frames,
         "height": height,
@@ -82,6 +99,20 @@ def main(
         "num_inference_steps": steps,
         "guidance_scale": guidance,
     }
+    given = _given(image, last_image, video, mask, pipeline.config["fps"] if fps is None else fps)
+    if mask is not None and video is not None:
+        given["video"] = given["video"][: frames or pipeline.config["num_frames"]]
+    call = None
+    if length is not None or (video is not None and mask is None):
+        if frames is not None:
+            raise InputError(
+                "--frames is for videos of one window, not for longer ones or those that continue; leave it out"
+            )
+        there = len(given.get("video", ()))
+        default = there + pipeline.config["num_frames"] - min(overlap, there)
+        call = partial(continue_video, pipeline, length or default, overlap=overlap)
+        del arguments["num_frames"]
+    arguments |= given
     facts = {
         "generator": f"vqvdm {vqvdm.__version__}",
         "ai_generated": True,
@@ -91,12 +122,29 @@ def main(
         "guidance_scale": pipeline.config["guidance_scale"] if guidance is None else guidance,
         "scheduler": type(pipeline.scheduler).__name__,
     }
+    files = {"image": image, "last_image": last_image, "video": video, "mask": mask}
+    facts |= {name: path.name for name, path in files.items() if path is not None}
     shown: list[Video] = []
-    for order, video, rate in generate(pipeline, orders, batch or usual_batch(pipeline.device), arguments):
+    for order, made, rate in generate(pipeline, orders, batch or usual_batch(pipeline.device), arguments, call):
         metadata = {**facts, "seed": order.seed, "class": order.name, "fps": rate}
-        shown_as = enlarged(video, scale * video.shape[1])
+        shown_as = enlarged(made, scale * made.shape[1])
         write_video(out / f"{order.file}.{format}", shown_as, rate, metadata)
-        shown += [video] if len(shown) < _SHEET_ROWS else []
+        shown += [made] if len(shown) < _SHEET_ROWS else []
     labels = [order.file for order in orders[:_SHEET_ROWS]]
     write_sheet(out / "sheet.png", shown, labels, metadata={**facts, "seed": seed})
     print(f"{len(orders)} videos and sheet.png in {out}")
+
+
+def _given(
+    image: Path | None, last_image: Path | None, video: Path | None, mask: Path | None, fps: float
+) -> dict[str, Any]:
+    """The arguments of a call for what lies in files, a video at this frame rate."""
+    pictures = {"image": image, "last_image": last_image}
+    given: dict[str, Any] = {name: read_video(path, count=1)[0] for name, path in pictures.items() if path is not None}
+    if video is not None:
+        frames, own = read_video(video), probe(video).fps
+        number = max(round(len(frames) * fps / own), 1)
+        given["video"] = frames[[min(int((k + 0.5) * own / fps), len(frames) - 1) for k in range(number)]]
+    if mask is not None:
+        given["mask"] = read_video(mask, count=1)[0].mean(-1) > 127
+    return given

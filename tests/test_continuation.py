@@ -1,0 +1,96 @@
+"""Long videos: windows that follow on each other, whatever is given kept, the end where it was asked."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from test_given import picture, pixel_pipeline
+from vqvdm import VQVDMPipeline
+from vqvdm.continuation import continue_video, spans
+from vqvdm.errors import InputError
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> VQVDMPipeline:
+    """Eight frames of 16x16 at a time, of pixels, in three steps."""
+    made = pixel_pipeline("flow", context=True)
+    made.register_to_config(height=16, width=16, num_inference_steps=3)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("total", "given", "expected"),
+    [
+        (8, 0, [(0, 8)]),
+        (20, 0, [(0, 8), (5, 13), (10, 18), (12, 20)]),
+        (16, 8, [(5, 13), (8, 16)]),
+        (16, 2, [(0, 8), (5, 13), (8, 16)]),
+        (10, 40, []),
+        (9, 8, [(1, 9)]),
+    ],
+)
+def test_windows_overlap_by_three_frames_and_end_with_the_video(total: int, given: int, expected: list) -> None:
+    assert spans(total, 8, 3, given) == expected
+
+
+def test_a_long_video_is_its_windows(pipe: VQVDMPipeline) -> None:
+    long = continue_video(
+        pipe, 20, overlap=3, class_labels="left", generator=torch.Generator().manual_seed(3), output_type="np"
+    )
+    assert long.frames.shape == (1, 20, 16, 16, 3) and long.fps == [pipe.config["fps"]]
+    generator = [torch.Generator().manual_seed(long.seeds[0])]
+    first = pipe("left", generator=generator, output_type="np").frames
+    np.testing.assert_allclose(long.frames[:, :8], first, atol=1e-5)
+    second = pipe("left", video=first[:, 5:], generator=generator, output_type="np").frames
+    np.testing.assert_allclose(long.frames[:, 8:13], second[:, 3:], atol=1e-5)
+    assert np.abs(np.diff(long.frames, axis=1)).max(axis=(0, 2, 3, 4)).min() > 1e-4, "no frame is a copy"
+
+
+def test_what_is_given_stays(pipe: VQVDMPipeline) -> None:
+    video, last = np.stack([picture(k) for k in range(11)]), picture(20)
+    long = continue_video(pipe, 20, video, overlap=3, class_labels=["left", "left"], last_image=last, output_type="np")
+    for made in long.frames:
+        np.testing.assert_allclose(made[:11], video / 255, atol=1e-5)
+        np.testing.assert_allclose(made[-1], last / 255, atol=1e-5)
+    assert np.abs(long.frames[0, 11:-1] - long.frames[1, 11:-1]).max() > 1e-3
+    begun = continue_video(pipe, 12, image=video[0], overlap=3, class_labels="left", output_type="pt").frames
+    np.testing.assert_allclose(begun[0, 0].permute(1, 2, 0), video[0] / 255, atol=1e-5)
+
+
+def test_a_video_that_is_too_short_for_the_overlap_is_continued_whole(pipe: VQVDMPipeline) -> None:
+    long = continue_video(pipe, 10, picture()[None], overlap=5, class_labels="left", output_type="pil")
+    assert len(long.frames[0]) == 10
+    assert np.abs(np.asarray(long.frames[0][0]).astype(int) - picture()).max() <= 1
+
+
+def test_interrupted_it_returns_what_there_is(pipe: VQVDMPipeline) -> None:
+    calls = []
+
+    def stop(pipeline, step, timestep, tensors):
+        calls.append(step)
+        pipeline._interrupt = len(calls) == 4  # in the second window
+        return tensors
+
+    long = continue_video(pipe, 40, overlap=4, class_labels="left", callback_on_step_end=stop, output_type="pt")
+    assert long.frames.shape[1] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"overlap": 8}, "overlap is 8, but a window has 8 frames"),
+        ({"video": np.zeros((20, 16, 16, 3))}, "video has 20 frames already; num_frames must be more, not 20"),
+        ({"video": picture()[None], "image": picture()}, "image and video both"),
+        ({"mask": np.zeros((16, 16))}, "mask is for a single call"),
+        ({"output_type": "latent"}, "output_type must be pil, np or pt"),
+        ({"video": np.zeros((3, 4, 16, 16, 3))}, "video is given 3 times for 1 videos"),
+    ],
+)
+def test_bad_input(pipe: VQVDMPipeline, arguments: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        continue_video(pipe, 20, **{"class_labels": "left", "overlap": 3, **arguments})
