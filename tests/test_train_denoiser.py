@@ -33,7 +33,12 @@ def _tiny_clips(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pixel_stage(
-    tmp_path: Path, model: dict | None = None, dropout: float = 0.5, self_conditioning: float = 0.0, **training
+    tmp_path: Path,
+    model: dict | None = None,
+    dropout: float = 0.5,
+    self_conditioning: float = 0.0,
+    context: float = 0.0,
+    **training,
 ) -> DenoiserStage:
     recipe = replace(tiny_recipe(**training), tokenizer=None)
     part = replace(
@@ -41,6 +46,7 @@ def pixel_stage(
         model={**DENOISER, **(model or {})},
         class_dropout=dropout,
         self_conditioning=self_conditioning,
+        context=context,
     )
     recipe = replace(recipe, denoiser=part, sampling=SamplingRecipe(steps=2, guidance_scale=2.0 if dropout else 1.0))
     return DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
