@@ -81,6 +81,8 @@ def test_pictures_and_videos_are_given_in_files(model, tmp_path):
     assert len(written("length", length=11, overlap=1)) == 11
     with pytest.raises(InputError, match="--frames is for videos of one window"):
         main(str(model), **common, frames=8, length=20, out=tmp_path / "none")
+    with pytest.raises(InputError, match="fps must be a frame rate above 0, not 0"):
+        main(str(model), **{**common, "fps": 0}, video=tmp_path / "start.mp4", out=tmp_path / "none")
     with pytest.raises(InputError, match=r"none\.png"):
         main(str(model), **common, image=tmp_path / "none.png", out=tmp_path / "none")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqvdm.errors import InputError
 
-SHOWN_CLASSES = 30  # named at most in a message
+_SHOWN_CLASSES = 30  # named at most in a message
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -53,38 +53,36 @@ def label_ids(class_labels: Any, names: Mapping[int, str], num_classes: int) -> 
     """
     if isinstance(class_labels, Tensor | np.ndarray):
         class_labels = class_labels.tolist()
-    alone = isinstance(class_labels, str) or not isinstance(class_labels, Sequence)
-    asked = [class_labels] if alone else class_labels
+    asked = class_labels if _several(class_labels) else [class_labels]
     if not asked:
         raise InputError("class_labels is empty; name a class, or leave it out for unconditional videos")
     if num_classes == 0:
         raise InputError(f"class_labels: this model is unconditional, it cannot make {asked[0]!r}; leave it out")
-    return [_label_id(label, names, num_classes) for label in asked]
+    ids = {name: key for key, name in names.items()}
+    return [_label_id(label, ids, names, num_classes) for label in asked]
 
 
-def _label_id(label: Any, names: Mapping[int, str], num_classes: int) -> int:
-    known = _known_classes(names, num_classes)
+def _label_id(label: Any, ids: Mapping[str, int], names: Mapping[int, str], num_classes: int) -> int:
     if isinstance(label, str):
-        ids = {name: key for key, name in names.items()}
         if label in ids:
             return ids[label]
         near = difflib.get_close_matches(label, ids, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"class_labels: unknown class {label!r}; {hint}{known}")
+        raise InputError(f"class_labels: unknown class {label!r}; {hint}{_known_classes(names, num_classes)}")
     try:
         number = operator.index(label)
     except TypeError:
         raise InputError(f"class_labels: {label!r} is neither the name nor the id of a class") from None
     if isinstance(label, bool) or not 0 <= number < num_classes:
-        raise InputError(f"class_labels: id {label} is out of range; {known}")
+        raise InputError(f"class_labels: id {label} is out of range; {_known_classes(names, num_classes)}")
     return number
 
 
 def _known_classes(names: Mapping[int, str], num_classes: int) -> str:
     """The ids and names there are, in words; of many classes the first."""
     named = [f"{key} {name}" for key, name in names.items()]
-    more = [f"and {len(named) - SHOWN_CLASSES} more"] if len(named) > SHOWN_CLASSES else []
-    listed = ": " + ", ".join(named[:SHOWN_CLASSES] + more) if named else ""
+    more = [f"and {len(named) - _SHOWN_CLASSES} more"] if len(named) > _SHOWN_CLASSES else []
+    listed = ": " + ", ".join(named[:_SHOWN_CLASSES] + more) if named else ""
     return f"the ids are 0 to {num_classes - 1}{listed}"
 
 

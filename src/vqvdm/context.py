@@ -7,6 +7,8 @@ begins or ends them with a picture.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,6 +41,13 @@ def context_of(latents: Tensor, known: Tensor, stills: Tensor | None = None, sti
     return torch.cat([shown, masks[..., None, None].expand(-1, -1, -1, h, w)], dim=1)
 
 
+def encode_stills(tokenizer: Any, clip: Tensor) -> Tensor:
+    """What the first and the last frame of clips (b, c, t, h, w) encode to, each held still: (b, 2, c', h', w')."""
+    frames = clip[:, :, [0, -1]].transpose(1, 2).flatten(0, 1)  # (2 b, c, h, w)
+    held = frames[:, :, None].repeat(1, 1, tokenizer.factors[0], 1, 1)
+    return tokenizer.encode(held).squeeze(2).unflatten(0, (-1, 2))
+
+
 def drawn_context(latents: Tensor, stills: Tensor | None, share: float, chance: Tensor) -> Tensor:
     """What a training shows of clips that it knows altogether: nothing of most, of a share one of four things.
 
@@ -56,9 +65,9 @@ def drawn_context(latents: Tensor, stills: Tensor | None, share: float, chance: 
     bounds = torch.tensor(_SHARES, device=latents.device).cumsum(0)[:-1]
     kind = (what[:, None] >= bounds).sum(1)
     if stills is None:
-        kind = kind.where(kind < 2, torch.zeros_like(kind))
+        kind = kind.masked_fill(kind >= 2, 0)
     if t < 3:  # with both ends nothing would be left to make
-        kind = kind.where(kind != 1, torch.zeros_like(kind))
+        kind = kind.masked_fill(kind == 1, 0)
     given = whether < share
     length = 1 + (much * (t - 1)).long()  # 1..t-1
     places = torch.arange(t, device=latents.device)

@@ -50,10 +50,12 @@ def continue_video(
         raise InputError("mask is for a single call of the pipeline, not for videos of several windows")
     videos = _videos(pipeline, arguments)
     generators, seeds = one_generator_each(generator, videos)
-    size = [arguments.get(name) or pipeline.config[name] for name in ("height", "width")]
-    made = None if video is None else read_frames("video", video, (size[0], size[1]), videos)  # (b, t, 3, h, w) in 0..1
-    if made is not None and made.shape[1] >= total:
-        raise InputError(f"video has {made.shape[1]} frames already; num_frames must be more, not {total}")
+    made: Tensor | None = None  # (b, t, 3, h, w) in 0..1
+    if video is not None:
+        h, w = (arguments.get(name) or pipeline.config[name] for name in ("height", "width"))
+        made = read_frames("video", video, (h, w), videos).expand(videos, -1, -1, -1, -1)
+        if made.shape[1] >= total:
+            raise InputError(f"video has {made.shape[1]} frames already; num_frames must be more, not {total}")
     rates: list[float] = []
     for first, end in spans(total, window, overlap, 0 if made is None else made.shape[1]):
         given: dict[str, Any] = {} if made is None else {"video": made[:, first:]}
@@ -92,5 +94,5 @@ def _videos(pipeline: VQVDMPipeline, arguments: dict[str, Any]) -> int:
     labels = arguments.get("class_labels")
     prompts = None if labels is None else len(pipeline.get_label_ids(labels))
     fps = arguments.get("fps")
-    rates = frame_rates(pipeline.config["fps"] if fps is None else fps, prompts, 1)
-    return len(rates) * count("num_videos_per_prompt", arguments.get("num_videos_per_prompt", 1))
+    each = count("num_videos_per_prompt", arguments.get("num_videos_per_prompt", 1))
+    return len(frame_rates(pipeline.config["fps"] if fps is None else fps, prompts, each))

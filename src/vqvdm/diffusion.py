@@ -83,7 +83,9 @@ class Objective:
         """What the network shall predict from alpha x0 + sigma noise; the inverse of `split`."""
         if self.prediction == "v_prediction":
             return alpha * noise - sigma * x0
-        return {"epsilon": noise, "sample": x0, "flow": noise - x0}[self.prediction]
+        if self.prediction == "flow":
+            return noise - x0
+        return noise if self.prediction == "epsilon" else x0
 
     def levels(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Signal and noise factors and the network's timestep, (b,) each, for `uniform` (b,) in 0..1."""

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvdm.context import context_of
+from vqvdm.context import context_of, encode_stills
 from vqvdm.errors import InputError
 from vqvdm.tokenizer import VideoTokenizer
 
@@ -27,10 +27,10 @@ _LAST_PASTES = 3  # of the finished latents: each brings what decodes closer to 
 
 @dataclass(frozen=True)
 class Given:
-    """Pixels that are known, of one clip for all videos of a call or of one for each."""
+    """Pixels that are known, of one clip for all videos of a call or of one for each: of all the same ones."""
 
     clip: Tensor  # float32 (n, 3, t, h, w) in -1..1
-    known: Tensor  # bool (n, 1, t, h, w)
+    known: Tensor  # bool (n, 1, t, h, w), equal along n
 
     def to(self, device: torch.device) -> Given:
         """The same on a device."""
@@ -76,16 +76,13 @@ def read_given(
     for name, place, pictures in (("image", 0, image), ("last_image", -1, last_image), ("video", 0, video)):
         if pictures is None:
             continue
-        frames = _frames(name, pictures)  # (n, t', 3, h', w')
+        frames = read_frames(name, pictures, (h, w), videos)  # (n, t', 3, h, w)
         n, there = frames.shape[:2]
-        if n not in (1, videos):
-            raise InputError(f"{name} is given {n} times for {videos} videos; give one, or one each")
         if there > t:
             raise InputError(f"video has {there} frames, more than the {t} to make; give its last ones")
         places = slice(t - 1, t) if place else slice(there)
-        fitted = _fitted(frames.flatten(0, 1), h, w).unflatten(0, (n, there)).transpose(1, 2)
         clip = clip.expand(max(n, len(clip)), -1, -1, -1, -1).clone()
-        clip[:, :, places], known[:, :, places] = fitted, True
+        clip[:, :, places], known[:, :, places] = frames.transpose(1, 2) * 2 - 1, True
     if mask is not None:
         there = int(known[0, 0, :, 0, 0].sum()) - (last_image is not None)
         known[0, 0, :there] &= ~_masked(mask, there, h, w)
@@ -100,17 +97,22 @@ def read_given(
 
 
 def read_frames(name: str, given: Any, size: tuple[int, int], videos: int) -> Tensor:
-    """Videos in any form that `read_given` takes, of this height and width: (videos, t, 3, h, w) in 0..1."""
+    """One or several videos in any form that `read_given` takes, of this height and width: (n, t, 3, h, w) in 0..1.
+
+    A picture is a video of one frame.
+
+    Raises:
+        InputError: no such form; or n is neither 1 nor `videos`.
+    """
     frames = _frames(name, given)
     n, there = frames.shape[:2]
     if n not in (1, videos):
         raise InputError(f"{name} is given {n} times for {videos} videos; give one, or one each")
-    fitted = _fitted(frames.flatten(0, 1), *size).unflatten(0, (n, there))
-    return fitted.expand(videos, -1, -1, -1, -1) * 0.5 + 0.5
+    return _fitted(frames.flatten(0, 1), *size).unflatten(0, (n, there))
 
 
 def _frames(name: str, given: Any) -> Tensor:
-    """One or several pictures as (n, 1, 3, h, w), one or several videos as (n, t, 3, h, w): float32 in -1..1."""
+    """One or several pictures as (n, 1, 3, h, w), one or several videos as (n, t, 3, h, w): float32 in 0..1."""
     is_video = name == "video"
     form, axes = ("a sequence of images", 4) if is_video else ("an image", 3)
     given = _stacked(name, given)
@@ -128,7 +130,7 @@ def _frames(name: str, given: Any) -> Tensor:
         raise InputError(f"{name} must be {form} in RGB; an array of shape {tuple(given.shape)} is not")
     if not (pixels.isfinite().all() and pixels.min() >= -1e-3 and pixels.max() <= 1 + 1e-3):
         raise InputError(f"{name}: values must lie in 0..1, or 0..255 as uint8")
-    return (pixels if is_video else pixels[:, None]) * 2 - 1
+    return pixels if is_video else pixels[:, None]
 
 
 def _stacked(name: str, given: Any) -> Any:
@@ -150,13 +152,13 @@ def _is_picture(value: Any) -> bool:
 
 
 def _fitted(frames: Tensor, h: int, w: int) -> Tensor:
-    """Frames (t, 3, h', w') scaled to cover (h, w), and their middle."""
+    """Frames (t, c, h', w') in 0..1 scaled to cover (h, w), and their middle."""
     height, width = frames.shape[-2:]
     if (height, width) == (h, w):
         return frames
     scale = max(h / height, w / width)
     wanted = (max(round(height * scale), h), max(round(width * scale), w))
-    frames = F.interpolate(frames, wanted, mode="bilinear", antialias=True).clamp(-1, 1)
+    frames = F.interpolate(frames, wanted, mode="bilinear", antialias=True).clamp(0, 1)
     top, left = (wanted[0] - h) // 2, (wanted[1] - w) // 2
     return frames[..., top : top + h, left : left + w]
 
@@ -208,18 +210,12 @@ class Keeper:
         known = frames.unflatten(1, (-1, factor)).all(2)  # (n, t)
         if tokenizer is None:
             return context_of(clip, known)
-        n = len(known)
-        latents = clip.new_zeros(n, *tokenizer.latent_shape(*clip.shape[2:]))
-        stills = clip.new_zeros(n, 2, *latents.shape[1:2], *latents.shape[3:])
+        pixels = clip.to(tokenizer.dtype)
+        latents = clip.new_zeros(len(clip), *tokenizer.latent_shape(*clip.shape[2:]))
+        for first, end in _runs(known[0].tolist()):
+            latents[:, :, first:end] = tokenizer.encode(pixels[:, :, first * factor : end * factor]).float()
         still = torch.stack([frames[:, 0] & ~known[:, 0], frames[:, -1] & ~known[:, -1]], dim=1)
-        for k in range(n):
-            for first, last in _runs(known[k].tolist()):
-                part = clip[k : k + 1, :, first * factor : last * factor]
-                latents[k, :, first:last] = tokenizer.encode(part.to(tokenizer.dtype))[0].float()
-            for number, place in enumerate((0, -1)):
-                if still[k, number]:
-                    held = clip[k : k + 1, :, [place]].repeat(1, 1, factor, 1, 1)
-                    stills[k, number] = tokenizer.encode(held.to(tokenizer.dtype))[0, :, 0].float()
+        stills = encode_stills(tokenizer, pixels) if still.any() else None
         return context_of(latents, known, stills, still)
 
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from vqvdm.context import encode_stills
 from vqvdm.data.workers import ctrl_c_waits, leave_signals_to_parent
 from vqvdm.errors import InputError
 from vqvdm.files import write_bytes
@@ -294,13 +295,6 @@ def _encoded(
             "class_label": batch["class_label"].repeat_interleave(plan.copies),
             "fps": batch["fps"].float().repeat_interleave(plan.copies),
         }
-
-
-def encode_stills(tokenizer: Any, clip: Tensor) -> Tensor:
-    """What the first and the last frame of clips (b, c, t, h, w) encode to, each held still: (b, 2, c', h', w')."""
-    frames = clip[:, :, [0, -1]].transpose(1, 2).flatten(0, 1)  # (2 b, c, h, w)
-    held = frames[:, :, None].repeat(1, 1, tokenizer.factors[0], 1, 1)
-    return tokenizer.encode(held).squeeze(2).unflatten(0, (-1, 2))
 
 
 def _write_shards(

@@ -40,7 +40,7 @@ from vqvdm.arguments import (
 from vqvdm.denoiser import VideoDenoiser
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
-from vqvdm.given import Given, Keeper, read_given
+from vqvdm.given import Keeper, read_given
 from vqvdm.graphs import GraphedDenoiser
 from vqvdm.identity import changed_settings, fingerprint
 from vqvdm.model_card import model_card
@@ -323,6 +323,8 @@ class VQVDMPipeline(DiffusionPipeline):
         rates = frame_rates(config["fps"] if fps is None else fps, prompts, videos)
         generators, seeds = one_generator_each(generator, len(rates))
         shape = (len(rates), *self.latent_shape(*size))
+        t, h, w = map(int, size)  # which `latent_shape` has checked
+        given = read_given(image, last_image, video, mask, (t, h, w), len(rates))
         device = self._execution_device
         labels = None
         if ids is not None:
@@ -333,11 +335,10 @@ class VQVDMPipeline(DiffusionPipeline):
         set_steps(self.scheduler, steps)
         self._num_timesteps = len(self.scheduler.timesteps)
         latents = self._initial_noise(shape, generators, latents, device)
-        t, h, w = map(int, size)  # which `latent_shape` has checked
-        given = read_given(image, last_image, video, mask, (t, h, w), len(rates))
         arguments = self._step_arguments(generators, eta)
         with packed_weights():
-            keeper = None if given is None else self._keeper(given.to(device))
+            context = bool(self.denoiser.config["context"])
+            keeper = None if given is None else Keeper(given.to(device), self.tokenizer, wanted=context)
             rates_there = torch.tensor(rates, device=device)
             predict = self._predictor(labels, rates_there, interval, rescale, weaker_denoiser, keeper)
             latents = self._denoise(latents, predict, arguments, callback_on_step_end, tensor_inputs)
@@ -381,9 +382,6 @@ class VQVDMPipeline(DiffusionPipeline):
             return objective.target(x0, (noisy - alpha * x0) / max(sigma, _LEAST_NOISE), alpha, sigma)
 
         return adapted(denoise, objective, self.scheduler)
-
-    def _keeper(self, given: Given) -> Keeper:
-        return Keeper(given, self.tokenizer, wanted=bool(self.denoiser.config["context"]))
 
     def _denoise(
         self,

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import vqvdm
 from vqvdm import models
+from vqvdm.arguments import frame_rates
 from vqvdm.continuation import continue_video
-from vqvdm.decode import probe, read_video
+from vqvdm.decode import probe, read_frames, read_video
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import compile_for, generate, make_orders, usual_batch
@@ -99,7 +100,8 @@ def main(
         "num_inference_steps": steps,
         "guidance_scale": guidance,
     }
-    given = _given(image, last_image, video, mask, pipeline.config["fps"] if fps is None else fps)
+    (wanted,) = frame_rates(pipeline.config["fps"] if fps is None else fps, prompts=None, videos=1)
+    given = _given(image, last_image, video, mask, wanted)
     if mask is not None and video is not None:
         given["video"] = given["video"][: frames or pipeline.config["num_frames"]]
     call = None
@@ -142,9 +144,10 @@ def _given(
     pictures = {"image": image, "last_image": last_image}
     given: dict[str, Any] = {name: read_video(path, count=1)[0] for name, path in pictures.items() if path is not None}
     if video is not None:
-        frames, own = read_video(video), probe(video).fps
-        number = max(round(len(frames) * fps / own), 1)
-        given["video"] = frames[[min(int((k + 0.5) * own / fps), len(frames) - 1) for k in range(number)]]
+        info = probe(video)
+        number = max(round(info.frames * fps / info.fps), 1)
+        numbers = [min(int((k + 0.5) * info.fps / fps), info.frames - 1) for k in range(number)]
+        given["video"] = read_frames(video, numbers, info)
     if mask is not None:
         given["mask"] = read_video(mask, count=1)[0].mean(-1) > 127
     return given
