@@ -23,14 +23,13 @@ from tiny_pipeline import tiny_pipeline
 from vqvdm import models
 from vqvdm.charts import Series, line_chart, matrix
 from vqvdm.demo.clips import Generated, Unseen, UnseenClips, judge_clips
-from vqvdm.demo.page import strip
 from vqvdm.demo.report import make_report
 from vqvdm.demo.run import RATES, STAGES, Clock, main
 from vqvdm.errors import InputError
 from vqvdm.judge import CLASSES
 from vqvdm.recipe import Recipe
 from vqvdm.train.tokenizer import TokenizerStage
-from vqvdm.video import probe, to_video
+from vqvdm.video import probe, strip, to_video
 
 # diffusers' DPM-Solver hands a tensor to numpy in a way that numpy 2 is to drop.
 

@@ -405,6 +405,22 @@ def test_callback_sees_and_replaces_latents():
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("prediction", ["flow", "v_prediction"])
+def test_callback_sees_the_estimate_of_the_clean_latents(prediction):
+    """DPM-Solver++ ends in the estimate of its last step, whatever it is that the denoiser predicts."""
+    pipe = tiny_pipeline(objective=Objective(prediction=prediction))
+    seen = []
+
+    def look(pipeline, i, t, tensors):
+        assert set(tensors) == {"estimate"}
+        seen.append(tensors["estimate"])
+        return {}
+
+    end = latents_of(pipe, [0], callback_on_step_end=look, callback_on_step_end_tensor_inputs=["estimate"])
+    torch.testing.assert_close(seen[-1], end, rtol=0, atol=0.01)  # flow's last level is next to the clean one
+    assert not torch.allclose(seen[0], end, atol=0.1)
+
+
 class Cutoff(PipelineCallback):
     """As diffusers' own callbacks end guidance, after a share of the steps."""
 
@@ -503,7 +519,7 @@ WRONG_CALLS = [
     ({"guidance_interval": 0.5}, "guidance_interval is (lowest, highest)"),
     ({"output_type": "gif"}, "output_type must be one of pil, np, pt, latent"),
     ({"guidance_interval": (0.5, 1.5)}, "guidance_interval"),
-    ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents' is there"),
+    ({"callback_on_step_end_tensor_inputs": ["noise"]}, "there are latents, estimate, not noise"),
 ]
 
 

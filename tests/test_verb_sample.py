@@ -79,7 +79,7 @@ def test_pictures_and_videos_are_given_in_files(model, tmp_path):
     assert len(longer) == 6 + window - 2
     assert np.abs(longer[:6] - kept.astype(int)).max() <= 1
     assert len(written("length", length=11, overlap=1)) == 11
-    with pytest.raises(InputError, match="--frames is for videos of one window"):
+    with pytest.raises(InputError, match="frames are those of one window"):
         main(str(model), **common, frames=8, length=20, out=tmp_path / "none")
     with pytest.raises(InputError, match="fps must be a frame rate above 0, not 0"):
         main(str(model), **{**common, "fps": 0}, video=tmp_path / "start.mp4", out=tmp_path / "none")

@@ -92,7 +92,9 @@ def check_forms(output_type: str, tensor_inputs: Sequence[str], known_inputs: Se
         raise InputError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
     unknown = set(tensor_inputs) - set(known_inputs)
     if unknown:
-        raise InputError(f"callback_on_step_end_tensor_inputs: only 'latents' is there, not {sorted(unknown)}")
+        raise InputError(
+            f"callback_on_step_end_tensor_inputs: there are {', '.join(known_inputs)}, not {', '.join(sorted(unknown))}"
+        )
 
 
 def noise_interval(interval: Any) -> tuple[float, float]:

@@ -180,6 +180,10 @@ class Objective:
             )
         return makers[name]()
 
+    def scheduler_names(self) -> list[str]:
+        """What `make_scheduler` takes."""
+        return list(self._schedulers())
+
     def scheduler_kinds(self) -> set[Any]:
         """The classes that `make_scheduler` makes: they walk this noise with the network's own clock."""
         return {maker.func for maker in self._schedulers().values()}

@@ -33,8 +33,12 @@ class Order:
     file: str  # name without suffix
 
 
-def make_orders(pipeline: VQVDMPipeline, classes: str | None, count: int, seed: int) -> list[Order]:
+def make_orders(
+    pipeline: VQVDMPipeline, classes: str | Sequence[str | int] | None, count: int, seed: int
+) -> list[Order]:
     """The videos to make, class by class.
+
+    `classes` are names or ids, in a list or with commas between, "all" or "none"; None is all that there are.
 
     Raises:
         InputError: a class is unknown, or the model has none.
@@ -60,7 +64,9 @@ def video_seed(seed: int, label: int | None, number: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> np.uint64(11))
 
 
-def _parse_classes(pipeline: VQVDMPipeline, classes: str | None) -> list[int] | list[None]:
+def _parse_classes(pipeline: VQVDMPipeline, classes: str | Sequence[str | int] | None) -> list[int] | list[None]:
+    if not isinstance(classes, str | None):
+        return list(dict.fromkeys(pipeline.get_label_ids(classes)))
     if classes == "none" or (classes is None and pipeline.num_classes == 0):
         return [None]
     if classes is None or (classes == "all" and pipeline.num_classes > 0):
@@ -111,7 +117,7 @@ def generate_clips(
     with tqdm(desc="sampling", unit="step", disable=not progress) as bar:
 
         def count_step(pipe: VQVDMPipeline, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            if call is None:  # the steps of several windows are not known beforehand
+            if call is None or call is pipeline:  # the steps of several windows are not known beforehand
                 bar.total = len(pipe.scheduler.timesteps) * len(batches)  # known only once the scheduler has its steps
             bar.update(1)
             return tensors

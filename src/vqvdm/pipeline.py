@@ -98,7 +98,7 @@ class VQVDMPipeline(DiffusionPipeline):
     __module__ = "vqvdm"
     model_cpu_offload_seq = "denoiser->tokenizer"
     _optional_components = ["tokenizer"]  # noqa: RUF012
-    _callback_tensor_inputs = ["latents"]  # noqa: RUF012
+    _callback_tensor_inputs = ["latents", "estimate"]  # noqa: RUF012
 
     tokenizer: VideoTokenizer | None
     denoiser: VideoDenoiser
@@ -141,6 +141,7 @@ class VQVDMPipeline(DiffusionPipeline):
         self._interrupt = False
         self._guidance_scale = float(guidance_scale)
         self._num_timesteps = 0
+        self._estimate: Tensor | None = None  # of the clean latents, at the current step
         self._graphed, self._compiled = GraphedDenoiser(denoiser), False
         unknown = [key for key in self.id2label if not 0 <= key < self.num_classes]
         if unknown:
@@ -288,8 +289,9 @@ class VQVDMPipeline(DiffusionPipeline):
             output_type: "pil", "np", "pt" or "latent"; see `VQVDMPipelineOutput`.
             return_dict: False returns the tuple (frames, fps, seeds).
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": ...}) after each step; may return
-                replaced tensors.
-            callback_on_step_end_tensor_inputs: tensors handed to the callback; "latents" is the only one there is.
+                replaced latents.
+            callback_on_step_end_tensor_inputs: tensors handed to the callback: "latents" are still noisy, "estimate"
+                is what the denoiser takes for the clean ones, which `tokenizer.decode` shows.
             decode_chunk_size: videos decoded at a time; by default 8 on a GPU, whose memory so bounds sampling alone,
                 else all.
 
@@ -375,10 +377,11 @@ class VQVDMPipeline(DiffusionPipeline):
 
         def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
             prediction = predictor(noisy, timestep, max(self.guidance_scale, 1.0))  # callbacks may change it
+            alpha, sigma = objective.level_at(float(timestep))
+            self._estimate = x0 = objective.split(prediction, noisy, alpha, sigma)[0]
             if keeper is None or keeper.context is not None:
                 return prediction
-            alpha, sigma = objective.level_at(float(timestep))
-            x0 = keeper.kept(objective.split(prediction, noisy, alpha, sigma)[0])
+            self._estimate = x0 = keeper.kept(x0)
             return objective.target(x0, (noisy - alpha * x0) / max(sigma, _LEAST_NOISE), alpha, sigma)
 
         return adapted(denoise, objective, self.scheduler)
@@ -401,7 +404,8 @@ class VQVDMPipeline(DiffusionPipeline):
             prediction = predict(scale_input(latents, t), t, i)
             latents = self.scheduler.step(prediction, t, latents, **step_arguments, return_dict=False)[0]
             if callback is not None:
-                replaced = callback(self, i, t, dict.fromkeys(tensor_inputs, latents))
+                there = {"latents": latents, "estimate": self._estimate}
+                replaced = callback(self, i, t, {name: there[name] for name in tensor_inputs})
                 latents = replaced.pop("latents", latents)
         if not latents.isfinite().all():  # some schedulers fail so at their first or last level, without a word
             raise InputError(

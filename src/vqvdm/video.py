@@ -6,6 +6,7 @@ is offered here too.
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -28,9 +29,11 @@ if TYPE_CHECKING:
     import torch
 
 _SMALL = 64  # pixels; x264's macroblock tree reads past narrower frames, and one video was two files, now and then
+FORMATS = ("mp4", "webm", "gif", "webp", "png")
 SHEET_SIDE = 64  # pixels of height below which a sheet enlarges its frames
 
 __all__ = [
+    "FORMATS",
     "SHEET_SIDE",
     "Video",
     "VideoError",
@@ -42,6 +45,7 @@ __all__ = [
     "read_video",
     "sheet",
     "shrunk",
+    "strip",
     "to_clip",
     "to_video",
     "write_sheet",
@@ -58,19 +62,25 @@ def write_video(path: str | Path, video: Video, fps: float, metadata: Mapping[st
     one gains a repeated row or column. Raises InputError for another suffix or if the file cannot be written.
     """
     path = Path(path)
+    if path.suffix.lower()[1:] not in FORMATS:
+        raise InputError(f"{path}: unknown video format {path.suffix!r}; use .mp4, .webm, .gif, .webp or .png")
+    write_bytes(path, encode_video(video, fps, path.suffix.lower()[1:], metadata))
+
+
+def encode_video(video: Video, fps: float, form: str, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """What `write_video` writes; `form` is one of `FORMATS`."""
     _check_video(video)
     if not fps > 0:
         raise InputError(f"fps {fps}: must be above 0")
     comment = None if metadata is None else json.dumps(dict(metadata))
-    match path.suffix.lower():
-        case ".mp4" | ".webm" as suffix:
-            write_bytes(path, _encode(video, fps, suffix[1:], comment))
-        case ".gif" | ".webp" as suffix:
-            write_bytes(path, _encode_animation(video, fps, suffix[1:], comment))
-        case ".png":
-            write_sheet(path, [video], frames=len(video), metadata=metadata, side=0)
-        case _:
-            raise InputError(f"{path}: unknown video format {path.suffix!r}; use .mp4, .webm, .gif, .webp or .png")
+    match form:
+        case "mp4" | "webm":
+            return _encode(video, fps, form, comment)
+        case "gif" | "webp":
+            return _encode_animation(video, fps, form, comment)
+        case "png":
+            return encode_sheet([video], frames=len(video), metadata=metadata, side=0)
+    raise InputError(f"unknown video format {form!r}; there are {', '.join(FORMATS)}")
 
 
 def write_sheet(
@@ -82,12 +92,23 @@ def write_sheet(
     side: int = SHEET_SIDE,
 ) -> None:
     """Write `sheet(videos, labels, frames, side)` as PNG, with `metadata` as its comment."""
+    write_bytes(Path(path), encode_sheet(videos, labels, frames, metadata, side))
+
+
+def encode_sheet(
+    videos: Sequence[Video],
+    labels: Sequence[str] | None = None,
+    frames: int = 8,
+    metadata: Mapping[str, Any] | None = None,
+    side: int = SHEET_SIDE,
+) -> bytes:
+    """What `write_sheet` writes."""
     info = PngInfo()
     if metadata is not None:
         info.add_text("Comment", json.dumps(dict(metadata)))
     buffer = io.BytesIO()
     Image.fromarray(sheet(videos, labels, frames, side)).save(buffer, "PNG", pnginfo=info)
-    write_bytes(Path(path), buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _check_video(video: Video) -> None:
@@ -193,6 +214,13 @@ def shrunk(video: Video, side: int) -> Video:
         return video
     size = (max(1, round(width * side / height)), side)
     return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in video])
+
+
+def strip(video: Video) -> str:
+    """All frames side by side as a data URL, lossless WebP, for pages that move it on frame by frame."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(list(video), axis=1)).save(buffer, "WEBP", lossless=True, quality=20, method=2)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def sheet(

@@ -6,16 +6,13 @@ one frame rate keep step with each other, hold still together, and stay sharp wh
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from vqvdm.charts import INK, SECOND, Series, alone, line_chart, matrix
 from vqvdm.demo.clips import Generated, Unseen
@@ -23,7 +20,7 @@ from vqvdm.demo.files import first
 from vqvdm.files import write_text
 from vqvdm.judge import CLASSES
 from vqvdm.recipe import Recipe
-from vqvdm.video import Video
+from vqvdm.video import Video, strip
 
 SHOWN = 4  # generated clips of each class and frame rate: the first ones, not the best ones
 _STYLE = Path(__file__).with_name("page.css")
@@ -229,13 +226,6 @@ def _cell(video: Video, fps: float, link: str, words: str, caption: str) -> str:
         f'title="{escape(words, quote=True)}" style="--time: {len(video) / fps:g}s; '
         f'background-image: url({strip(video)})"></span><span class="caption">{caption}</span></a>'
     )
-
-
-def strip(video: Video) -> str:
-    """All frames side by side as a data URL, lossless WebP."""
-    buffer = BytesIO()
-    Image.fromarray(np.concatenate(list(video), axis=1)).save(buffer, "WEBP", lossless=True, quality=20, method=2)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 # -------------------------------------------------------------------------------------------------------- figures

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import vqvdm
 from vqvdm import models
-from vqvdm.arguments import frame_rates
-from vqvdm.continuation import continue_video
-from vqvdm.decode import probe, read_frames, read_video
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import compile_for, generate, make_orders, usual_batch
 from vqvdm.loading import load_pipeline, pick_device, pick_dtype
+from vqvdm.request import Request, prepare, provenance
 from vqvdm.video import Video, enlarged, write_sheet, write_video
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
@@ -92,40 +88,22 @@ def main(
         pipeline.tokenizer.enable_tiling()
     orders = make_orders(pipeline, classes, count, seed)
     compile_for(pipeline, len(orders), steps or pipeline.config["num_inference_steps"])
-    arguments: dict[str, Any] = {
-        "fps": fps,
-        "num_frames": frames,
-        "height": height,
-        "width": width,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-    }
-    (wanted,) = frame_rates(pipeline.config["fps"] if fps is None else fps, prompts=None, videos=1)
-    given = _given(image, last_image, video, mask, wanted)
-    if mask is not None and video is not None:
-        given["video"] = given["video"][: frames or pipeline.config["num_frames"]]
-    call = None
-    if length is not None or (video is not None and mask is None):
-        if frames is not None:
-            raise InputError(
-                "--frames is for videos of one window, not for longer ones or those that continue; leave it out"
-            )
-        there = len(given.get("video", ()))
-        default = there + pipeline.config["num_frames"] - min(overlap, there)
-        call = partial(continue_video, pipeline, length or default, overlap=overlap)
-        del arguments["num_frames"]
-    arguments |= given
-    facts = {
-        "generator": f"vqvdm {vqvdm.__version__}",
-        "ai_generated": True,
-        "digital_source_type": "trainedAlgorithmicMedia",  # IPTC's term for what a trained model made
-        "model": Path(model).resolve().name if Path(model).exists() else model,
-        "steps": steps or pipeline.config["num_inference_steps"],
-        "guidance_scale": pipeline.config["guidance_scale"] if guidance is None else guidance,
-        "scheduler": type(pipeline.scheduler).__name__,
-    }
-    files = {"image": image, "last_image": last_image, "video": video, "mask": mask}
-    facts |= {name: path.name for name, path in files.items() if path is not None}
+    request = Request(
+        fps=fps,
+        frames=frames,
+        height=height,
+        width=width,
+        steps=steps,
+        guidance=guidance,
+        image=image,
+        last_image=last_image,
+        video=video,
+        mask=mask,
+        length=length,
+        overlap=overlap,
+    )
+    call, arguments = prepare(pipeline, request)
+    facts = provenance(pipeline, model, request)
     shown: list[Video] = []
     for order, made, rate in generate(pipeline, orders, batch or usual_batch(pipeline.device), arguments, call):
         metadata = {**facts, "seed": order.seed, "class": order.name, "fps": rate}
@@ -135,19 +113,3 @@ def main(
     labels = [order.file for order in orders[:_SHEET_ROWS]]
     write_sheet(out / "sheet.png", shown, labels, metadata={**facts, "seed": seed})
     print(f"{len(orders)} videos and sheet.png in {out}")
-
-
-def _given(
-    image: Path | None, last_image: Path | None, video: Path | None, mask: Path | None, fps: float
-) -> dict[str, Any]:
-    """The arguments of a call for what lies in files, a video at this frame rate."""
-    pictures = {"image": image, "last_image": last_image}
-    given: dict[str, Any] = {name: read_video(path, count=1)[0] for name, path in pictures.items() if path is not None}
-    if video is not None:
-        info = probe(video)
-        number = max(round(info.frames * fps / info.fps), 1)
-        numbers = [min(int((k + 0.5) * info.fps / fps), info.frames - 1) for k in range(number)]
-        given["video"] = read_frames(video, numbers, info)
-    if mask is not None:
-        given["mask"] = read_video(mask, count=1)[0].mean(-1) > 127
-    return given

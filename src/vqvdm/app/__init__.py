@@ -1,0 +1,10 @@
+"""The web page, `vqvdm app`: generate, reconstruct, look inside a model, watch runs.
+
+studio.py    what the page can do, without a page: from checked settings to videos, step by step
+gallery.py   what was made, kept for a while under names that cannot be guessed, and written in any format
+html.py      pieces of HTML
+generate.py, reconstruct.py, inside.py, follow.py    the tabs, in gradio
+page.py      all of them together
+server.py    the page on a port; the files of the gallery
+command.py   `vqvdm app`
+"""

@@ -1,0 +1,49 @@
+"""`vqvdm app`: the web page."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Literal
+
+from vqvdm import models
+from vqvdm.errors import InputError
+
+
+def main(
+    model: str = models.DEFAULT,
+    *,
+    runs: Path = Path("runs"),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> None:
+    """Open a web page: generate, reconstruct, look inside a model, watch runs.
+
+    It needs the extra `app` (gradio), and no network. Only this machine can reach it, unless another host is given;
+    then anyone who reaches that address can use it.
+
+    Args:
+        model: a pipeline folder, a run folder, a name on the hub (owner/name), or the model that comes with the
+            package, of moving shapes.
+        runs: in which run folders lie.
+        host: the address to listen on.
+        port: the first free one from 7860 on by default.
+        device: cpu, cuda, mps or auto.
+        dtype: in which the networks compute; auto is bfloat16 where the processor is fast at it, else float32.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("the page needs gradio; install it with: pip install 'vqvdm[app]'")
+    if port is not None and not 0 <= port <= 65535:
+        raise InputError(f"--port must be from 0 to 65535, not {port}")
+    from vqvdm.app.gallery import Gallery
+    from vqvdm.app.server import Server
+    from vqvdm.app.studio import Studio
+    from vqvdm.loading import load_pipeline, pick_device, pick_dtype
+    from vqvdm.request import model_name
+
+    pipeline = load_pipeline(model, device, pick_dtype(dtype, pick_device(device)))
+    with Gallery() as gallery, Server(Studio(pipeline, model_name(model), gallery), runs, host, port) as server:
+        print(f"vqvdm app: {server.address}  (Ctrl-C ends it)", flush=True)
+        server.run()

@@ -1,0 +1,124 @@
+"""What was made, kept for a while under names that cannot be guessed, and written in any format when asked for."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import tempfile
+import threading
+import zipfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vqvdm.errors import InputError
+from vqvdm.files import write_bytes
+from vqvdm.video import FORMATS, Video, encode_sheet, encode_video, enlarged
+
+MEDIA_TYPES = {
+    "mp4": "video/mp4",
+    "webm": "video/webm",
+    "gif": "image/gif",
+    "webp": "image/webp",
+    "png": "image/png",
+    "zip": "application/zip",
+}
+_MOST = 512 * 2**20  # bytes of videos that are kept
+_SIDE = 256  # pixels up to which files are enlarged, since players blur what is small
+
+
+@dataclass(frozen=True)
+class Item:
+    """A video, what it is called and what its files say of it."""
+
+    video: Video  # uint8 (t, h, w, 3)
+    fps: float
+    name: str  # of files, without suffix
+    facts: dict[str, Any] = field(default_factory=dict)  # the files' metadata
+    settings: Any = None  # with which it was made
+
+
+class Gallery:
+    """Items by token, the oldest of which make room for new ones. Safe for threads.
+
+    Use it as a context manager, or `close` it: its files lie in a temporary folder.
+    """
+
+    def __init__(self, most: int = _MOST) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vqvdm-app-")
+        self._items: OrderedDict[str, Item] = OrderedDict()
+        self._most, self._bytes, self._lock = most, 0, threading.Lock()
+
+    def __enter__(self) -> Gallery:
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget everything and remove the files."""
+        self._items.clear()
+        self._folder.cleanup()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: Item) -> str:
+        """Keep an item; return its token."""
+        token = secrets.token_urlsafe(12)
+        with self._lock:
+            self._items[token] = item
+            self._bytes += item.video.nbytes
+            while self._bytes > self._most and len(self._items) > 1:
+                old, gone = self._items.popitem(last=False)
+                self._bytes -= gone.video.nbytes
+                for path in Path(self._folder.name).glob(f"{old}.*"):
+                    path.unlink(missing_ok=True)
+        return token
+
+    def get(self, token: str) -> Item:
+        """The item of a token.
+
+        Raises:
+            InputError: it has made room for newer ones, or never was.
+        """
+        with self._lock:
+            if token not in self._items:
+                raise InputError("this video is no longer kept; make it again with its settings")
+            return self._items[token]
+
+    def file(self, token: str, form: str) -> Path:
+        """The item as a file of one of `video.FORMATS`, written at the first call.
+
+        Raises:
+            InputError: no such item, or no such format.
+        """
+        item = self.get(token)
+        if form not in FORMATS:
+            raise InputError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
+        path = Path(self._folder.name) / f"{token}.{form}"
+        if not path.exists():
+            write_bytes(path, encode_video(enlarged(item.video, _SIDE), item.fps, form, item.facts))
+        return path
+
+    def archive(self, tokens: Sequence[str], form: str) -> bytes:
+        """Several items as a zip file of files in this format, and a sheet of all."""
+        items = [self.get(token) for token in tokens]
+        buffer, used = io.BytesIO(), set()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            for number, (token, item) in enumerate(zip(tokens, items, strict=True)):
+                name = item.name if item.name not in used else f"{item.name}-{number}"
+                used.add(name)
+                archive.write(self.file(token, form), f"{name}.{form}")
+            if items:
+                archive.writestr("sheet.png", self.sheet(tokens))
+        return buffer.getvalue()
+
+    def sheet(self, tokens: Sequence[str]) -> bytes:
+        """Several items as rows of one PNG, those of the first one's size."""
+        items = [self.get(token) for token in tokens]
+        alike = [item for item in items if item.video.shape[1:] == items[0].video.shape[1:]]
+        facts = {name: value for name, value in items[0].facts.items() if name not in ("seed", "class")}
+        return encode_sheet([item.video for item in alike], [item.name for item in alike], metadata=facts)

@@ -1,0 +1,154 @@
+"""The page on a port, and the files of what was made."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse, Response
+
+from vqvdm.app.gallery import MEDIA_TYPES, Gallery
+from vqvdm.app.page import looks, make_page
+from vqvdm.app.studio import MOST_VIDEOS, Studio
+from vqvdm.errors import InputError
+
+_LARGEST_UPLOAD = "100mb"
+_WAITING = 20  # requests in the queue, beyond which the page says that it is busy
+_PORTS = 20  # tried one after the other
+
+
+def make_server(studio: Studio, runs: Path) -> FastAPI:
+    """The whole application: page, HTTP API, and `media/` for the files."""
+    app = FastAPI(title="vqvdm", docs_url=None, redoc_url=None, openapi_url=None)
+    _serve_media(app, studio.gallery)
+    page = make_page(studio, runs).queue(max_size=_WAITING)
+    return gr.mount_gradio_app(
+        app,
+        page,
+        path="/",
+        max_file_size=_LARGEST_UPLOAD,
+        show_error=True,
+        footer_links=["api"],
+        ssr_mode=False,
+        enable_monitoring=False,
+        **looks(),
+    )
+
+
+def _serve_media(app: FastAPI, gallery: Gallery) -> None:
+    def asked(tokens: str) -> list[str]:
+        listed = tokens.split(",")
+        if len(listed) > MOST_VIDEOS:
+            raise InputError(f"{len(listed)} videos are asked for; {MOST_VIDEOS} is the most")
+        return listed
+
+    @app.get("/media/all.zip")
+    def archive(tokens: str, form: str = "mp4") -> Response:
+        with _missing():
+            return _download(gallery.archive(asked(tokens), form), "zip", f"videos-{form}.zip")
+
+    @app.get("/media/sheet.png")
+    def sheet(tokens: str) -> Response:
+        with _missing():
+            return _download(gallery.sheet(asked(tokens)), "png", "sheet.png")
+
+    @app.get("/media/{name}")
+    def media(name: str, download: bool = False) -> Response:
+        token, _, form = name.partition(".")
+        with _missing():
+            item, path = gallery.get(token), gallery.file(token, form)
+        kind = "attachment" if download else "inline"
+        return FileResponse(
+            path, media_type=MEDIA_TYPES[form], filename=f"{item.name}.{form}", content_disposition_type=kind
+        )
+
+
+def _download(data: bytes, form: str, name: str) -> Response:
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(data, media_type=MEDIA_TYPES[form], headers=headers)
+
+
+@contextlib.contextmanager
+def _missing() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise HTTPException(404, str(error)) from error
+
+
+class Server:
+    """The application on a port of this machine; a context, since it holds the port and a folder for uploads.
+
+    Args:
+        studio: the model.
+        runs: a folder of runs to watch.
+        host: the address to listen on.
+        port: of the address, 0 any free one; None takes the first free one from 7860 on.
+
+    Raises:
+        InputError: on entering, if the port is taken or the address is not this machine's.
+    """
+
+    def __init__(self, studio: Studio, runs: Path, host: str, port: int | None) -> None:
+        self._studio, self._runs, self._host, self._port = studio, runs, host, port
+        self._held = contextlib.ExitStack()
+
+    def __enter__(self) -> Server:
+        with contextlib.ExitStack() as stack:
+            self._listener = stack.enter_context(_listening(self._host, self._port))
+            uploads = stack.enter_context(tempfile.TemporaryDirectory(prefix="vqvdm-uploads-"))
+            os.environ["GRADIO_TEMP_DIR"] = uploads
+            app = make_server(self._studio, self._runs)
+            self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
+            self._held = stack.pop_all()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        self._held.close()
+
+    @property
+    def address(self) -> str:
+        """Where the page is."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._listener.getsockname()[1]}"
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it answers."""
+        return self._server.started
+
+    def run(self) -> None:
+        """Serve until Ctrl-C, or `stop` from another thread."""
+        self._server.run(sockets=[self._listener])
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._server.should_exit = True
+
+
+@contextlib.contextmanager
+def _listening(host: str, port: int | None) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    problem: str | None = None
+    tried = range(7860, 7860 + _PORTS) if port is None else [port]
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for number in tried:
+            try:
+                listener.bind((host, number))
+            except OSError as error:
+                problem = error.strerror
+                continue
+            yield listener
+            return
+        first = tried[0] if len(tried) == 1 else f"{tried[0]} to {tried[-1]}"
+        raise InputError(f"cannot listen on {host}, port {first}: {problem}; name another with --host or --port")

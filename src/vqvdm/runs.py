@@ -1,0 +1,165 @@
+"""Run folders as trainings leave them: which there are, how far each stage is, its curves and its samples."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vqvdm.charts import SECOND, Series, line_chart
+from vqvdm.errors import InputError
+from vqvdm.recipe import Recipe
+
+LOG, RECIPE = "log.jsonl", "recipe.yaml"
+STAGES = ("tokenizer", "denoiser", "student")
+_LIVELY = 600.0  # seconds since the last record within which a stage counts as training
+_POINTS = 400  # of a curve, at most
+_DEEP = 3  # folders below the one that is searched
+_LOGARITHMIC = ("loss", "l1", "gradient_norm", "learning_rate")  # figures that fall over orders of magnitude
+_ASIDE = ("stage", "step", "seconds")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a run."""
+
+    name: str
+    step: int
+    steps: int | None  # planned; None where the recipe does not say
+    figures: Mapping[str, float]  # the last of each
+    written: float  # seconds since the epoch
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all its updates are done."""
+        return self.steps is not None and self.step >= self.steps
+
+    @property
+    def is_lively(self) -> bool:
+        """Whether it seems to be training now."""
+        return not self.is_done and time.time() - self.written < _LIVELY
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder."""
+
+    folder: Path
+    recipe: str
+    stages: tuple[Stage, ...]
+
+    @property
+    def written(self) -> float:
+        """When its log last grew, in seconds since the epoch."""
+        return max(stage.written for stage in self.stages)
+
+
+def find_runs(folder: Path) -> list[Run]:
+    """The runs in a folder and a few levels below it, the latest first; links to folders are not followed.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder")
+    found = [run for log in _logs(folder, _DEEP) if (run := read_run(log.parent)) is not None]
+    return sorted(found, key=lambda run: run.written, reverse=True)
+
+
+def _logs(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / LOG).is_file():
+        yield folder / LOG
+    if depth > 0:
+        try:
+            inner = sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+        except OSError:  # not ours to read
+            return
+        for path in inner:
+            yield from _logs(path, depth - 1)
+
+
+def read_run(folder: Path) -> Run | None:
+    """What a run folder says; None if no stage has written a line yet."""
+    records = read_log(folder)
+    name, planned = "", {}
+    try:
+        recipe = Recipe.load(folder / RECIPE)
+        name = recipe.name
+        planned = {"tokenizer": recipe.tokenizer, "denoiser": recipe.denoiser, "student": recipe.distillation}
+    except (InputError, OSError):  # of another version, or half a folder: its log still tells
+        pass
+    written = (folder / LOG).stat().st_mtime if records else 0.0
+    last, stages = records[-1]["stage"] if records else "", []
+    for stage in dict.fromkeys(record["stage"] for record in records):
+        figures: dict[str, float] = {}
+        for record in (record for record in records if record["stage"] == stage):
+            figures |= {key: value for key, value in record.items() if key not in _ASIDE and _is_number(value)}
+        step = max(record["step"] for record in records if record["stage"] == stage)
+        plan = planned.get(stage)
+        when = written if stage == last else 0.0  # what another stage has written since does not tell of this one
+        stages.append(Stage(stage, step, None if plan is None else plan.training.steps, figures, when))
+    return Run(folder, name, tuple(stages)) if stages else None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The records of a run, in order; lines that are damaged or half written are left out."""
+    try:
+        lines = (folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int):
+            records.append(record)
+    return records
+
+
+def curves(folder: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """Stage -> figure -> points (step, value), no more than a chart can show."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for record in read_log(folder):
+        of_stage = found.setdefault(record["stage"], {})
+        for name, value in record.items():
+            if name not in _ASIDE and _is_number(value):
+                of_stage.setdefault(name, []).append((float(record["step"]), float(value)))
+    return {
+        stage: {name: points[:: -(-len(points) // _POINTS)] for name, points in figures.items()}
+        for stage, figures in found.items()
+    }
+
+
+def charts(folder: Path) -> dict[str, dict[str, str]]:
+    """Stage -> figure -> chart as an SVG element; a figure of unseen clips lies in the chart of its name."""
+    drawn: dict[str, dict[str, str]] = {}
+    for stage, figures in curves(folder).items():
+        drawn[stage] = {}
+        for name, points in figures.items():
+            plain = name.removeprefix("test_")
+            if name != plain and plain in figures:
+                continue
+            series = [Series("training" if f"test_{name}" in figures else "", points)]
+            if f"test_{name}" in figures:
+                series.append(Series("unseen", figures[f"test_{name}"], SECOND, dots=True))
+            positive = all(value > 0 for curve in series for _, value in curve.points)
+            words = name.replace("_", " ")
+            drawn[stage][name] = line_chart(
+                series, f"{words} of the {stage}", "updates", words, logarithmic=positive and name in _LOGARITHMIC
+            )
+    return drawn
+
+
+def samples(folder: Path) -> list[Path]:
+    """The sample videos of a run, the latest first."""
+    return sorted((folder / "samples").glob("*.mp4"), key=lambda path: path.name[-12:], reverse=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
