@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -31,6 +32,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::ResourceWarning"),
 ]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "page.md"
 
 torch.set_num_threads(1)
 
@@ -259,11 +262,11 @@ def test_http_api(address, tmp_path):
     assert len(read_video(files[0])) == 4
     with pytest.raises(Exception, match="unknown class 'upp'"):
         client.predict(["upp"], 1, 8, 4, 2, 3, "", 5, "gif", api_name="/generate")
-    write_video(tmp_path / "video.mp4", np.zeros((8, 32, 32, 3), np.uint8), 8.0)
-    from gradio_client import handle_file
-
-    file, figures = client.predict(handle_file(tmp_path / "video.mp4"), 0, api_name="/reconstruct")
-    assert "PSNR" in figures and len(read_video(file)) == 4
+    (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    told: dict = {}
+    exec(example.replace("http://127.0.0.1:7860", address), told)
+    assert len(told["files"]) == 4
+    assert "PSNR" in told["figures"] and len(read_video(told["file"])) == 4
 
 
 def test_addresses_of_files(address):
