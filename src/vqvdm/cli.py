@@ -48,6 +48,7 @@ app.command("vqvdm.verbs.sample:main", name="sample", help="Generate videos.", s
 app.command("vqvdm.verbs.reconstruct:main", name="reconstruct", help="Pass videos through the tokenizer.", sort_key=5)
 app.command("vqvdm.verbs.runs:main", name="runs", help="Which trainings there are, and how far.", sort_key=5)
 app.command("vqvdm.app.command:main", name="app", help="The web page: generate, reconstruct, look.", sort_key=5)
+app.command("vqvdm.export.command:main", name="export", help="Programs that run without this package.", sort_key=9)
 app.command(evaluate)
 evaluate.command("vqvdm.verbs.evaluate:files", name="files", help="Videos of any system against others.", sort_key=0)
 evaluate.command("vqvdm.verbs.evaluate:samples", name="samples", help="What a model generates.", sort_key=1)

@@ -81,7 +81,7 @@ def inspect(pipeline: VQVDMPipeline, video: Video, fps: float) -> Inspected:
     latents = tokenizer.encode(clip)
     made = to_video(tokenizer.decode(latents)[0])
     tokens, codes = None, 0
-    if tokenizer.codebook is not None:
+    if tokenizer.codebook is not None and tokenizer.codebook.ready:
         tokens = tokenizer.quantize(latents).tokens[0].cpu()
         tokens = tokens if tokens.ndim == 4 else tokens[..., None]
         codes = tokenizer.codebook.num_codes

@@ -19,6 +19,8 @@ Gradient = Literal["straight", "rotation"]
 _PASSED = {"straight": straight_through, "rotation": rotated_through}
 DISTANCE_ELEMENTS = 2**22  # largest block of distances held at once: 16 MiB in float32
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.6 has none
+
 
 class EMACodebook(nn.Module):
     """Vector quantisation with a codebook learnt by exponential moving averages (van den Oord et al. 2017).
@@ -98,7 +100,9 @@ class EMACodebook(nn.Module):
     @property
     def ready(self) -> bool:
         """Whether the codes come from data; before the first training batch they are noise and quantise to nothing."""
-        return self.updates.is_meta or int(self.updates) > 0  # meta tensors hold no numbers, only shapes
+        if self.updates.is_meta or _is_exporting():  # there are no numbers, only shapes
+            return True
+        return int(self.updates) > 0
 
     def forward(self, z: Tensor) -> QuantizerOutput:
         """Replace each vector of `z` (b, dim, t, h, w) by its nearest code; in training mode also learn from it."""
@@ -223,7 +227,8 @@ def nearest_codes(vectors: Tensor, codes: Tensor) -> Tensor:
     codes = codes.float()
     with _full_precision(vectors.device.type):
         squares = codes.square().sum(dim=1)  # (k,)
-        blocks = vectors.float().split(max(1, DISTANCE_ELEMENTS // len(codes)))
+        few = max(1, DISTANCE_ELEMENTS // len(codes))
+        blocks = [vectors.float()] if _is_exporting() else vectors.float().split(few)  # a program has one path
         # |v - e|^2 = |v|^2 - 2 v.e + |e|^2, and |v|^2 does not change which is least
         return torch.cat([torch.addmm(squares, block, codes.T, alpha=-2).argmin(dim=1) for block in blocks])
 
