@@ -17,12 +17,14 @@ from diffusers.callbacks import PipelineCallback
 from diffusers.pipelines import pipeline_utils
 from diffusers.utils import hub_utils
 from huggingface_hub import ModelCard
+from PIL import Image
 
 import vqvdm.pipeline
 from tiny_pipeline import LABELS, tiny_denoiser, tiny_pipeline, tiny_tokenizer
 from vqvdm import VideoDenoiser, VQVDMPipeline
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
+from vqvdm.model_card import SAMPLE
 from vqvdm.prediction import rescale_guidance
 
 torch.set_num_threads(1)
@@ -551,6 +553,8 @@ def test_the_hub_gets_our_card(way, tmp_path, monkeypatch):
     def upload(self, folder, repo_id, **_):
         uploaded.update(repo=repo_id, files={path.name: path for path in Path(folder).iterdir()})
         uploaded["card"] = (Path(folder) / "README.md").read_text()
+        with Image.open(Path(folder) / SAMPLE) as picture:
+            uploaded["sample"] = picture.n_frames
 
     repository = SimpleNamespace(repo_id="me/x")
     for module in (hub_utils, pipeline_utils):
@@ -563,7 +567,8 @@ def test_the_hub_gets_our_card(way, tmp_path, monkeypatch):
     else:
         pipe.save_pretrained(tmp_path, push_to_hub=True, repo_id="me/x")
     assert uploaded["repo"] == "me/x" and {"model_index.json", "denoiser"} <= set(uploaded["files"])
-    assert uploaded["card"] == pipe.card("me/x")
+    assert uploaded["card"] == pipe.card("me/x", sample=True)
+    assert f"({SAMPLE})" in uploaded["card"] and uploaded["sample"] > 1
     assert 'from_pretrained("me/x")' in uploaded["card"] and "- 2: up" in uploaded["card"]
 
 

@@ -1,19 +1,24 @@
-"""Figures as SVG: line charts and a matrix, small enough to be drawn by hand.
+"""Figures: line charts and a matrix as SVG, small enough to be drawn by hand, and line charts as PNG.
 
 Colours come from the page's CSS variables, with values for a file that stands alone.
 """
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from PIL import Image, ImageDraw, ImageFont
+
 INK, SOFT, LINE = "var(--ink, #1c2430)", "var(--soft, #5d6878)", "var(--line, #dfe4ea)"
 ACCENT, SECOND = "var(--accent, #2b66d9)", "var(--second, #c2571a)"
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 24, 34, 44  # margins of a chart
-_FONT = 'font-family="system-ui, sans-serif" font-size="12"'
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 24, 34, 44  # margins of a chart
+_FONT_SIZE, _DOT, _DASH = 12, 3.5, (5, 4)
+_FONT = f'font-family="system-ui, sans-serif" font-size="{_FONT_SIZE}"'
+_FINE = 2  # pixels a unit of a PNG
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,18 @@ class _Scale:
         return self.start + (value - low) / (high - low) * (self.stop - self.start)
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """A part of a chart: a line through points, a dot, or words at a point."""
+
+    points: Sequence[tuple[float, float]]
+    colour: str
+    width: float = 1.0  # of the line; 0 is a dot, or words
+    words: str = ""
+    anchor: str = "start"
+    dashed: bool = False
+
+
 def line_chart(
     series: Sequence[Series],
     title: str,
@@ -65,6 +82,36 @@ def line_chart(
         x_ticks: where to mark the horizontal axis, the first and last being its ends; found if None.
         size: width and height in the SVG's own units.
     """
+    marks = _line_chart(series, x_label, y_label, logarithmic, from_zero, x_ticks, size)
+    return _svg(title, *size, [_as_svg(mark) for mark in marks])
+
+
+def line_charts_png(
+    charts: Sequence[tuple[Sequence[Series], str, str, bool]], columns: int = 2, size: tuple[int, int] = (440, 280)
+) -> bytes:
+    """Several charts (series, x label, y label, whether logarithmic) on one white picture, as PNG."""
+    columns = min(columns, len(charts))
+    rows = -(-len(charts) // columns)
+    sheet = Image.new("RGB", (columns * size[0] * _FINE, rows * size[1] * _FINE), "white")
+    for number, (series, x_label, y_label, logarithmic) in enumerate(charts):
+        corner = (number % columns * size[0], number // columns * size[1])
+        pen = ImageDraw.Draw(sheet)
+        for mark in _line_chart(series, x_label, y_label, logarithmic, False, None, size):
+            _draw(pen, mark, corner)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _line_chart(
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    logarithmic: bool,
+    from_zero: bool,
+    x_ticks: Sequence[float] | None,
+    size: tuple[int, int],
+) -> list[_Mark]:
     width, height = size
     xs = [x for curve in series for x, _ in curve.points] or [0.0, 1.0]
     ys = [y for curve in series for _, y in curve.points] or [1.0, 2.0]
@@ -74,25 +121,19 @@ def line_chart(
     x = _Scale(min(xs) - pad, max(max(xs), min(xs) + 1e-9) + pad, _LEFT, width - _RIGHT)
     y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP, logarithmic)
 
-    parts = []
+    marks = []
     for tick in y_ticks:
-        parts.append(_line(_LEFT, y(tick), width - _RIGHT, y(tick), LINE))
-        parts.append(_text(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
-    parts += [_text(x(tick), height - _BOTTOM + 18, f"{tick:,g}", "middle") for tick in across]
-    parts.append(_text((_LEFT + width - _RIGHT) / 2, height - 6, x_label, "middle"))
+        marks.append(_Mark([(_LEFT, y(tick)), (width - _RIGHT, y(tick))], LINE))
+        marks.append(_words(_LEFT - 8, y(tick) + 4, f"{tick:g}", "end"))
+    marks += [_words(x(tick), height - _BOTTOM + 18, f"{tick:,g}", "middle") for tick in across]
+    marks.append(_words((_LEFT + width - _RIGHT) / 2, height - 6, x_label, "middle"))
     for curve in series:
         places = [(x(a), y(b)) for a, b in curve.points]
-        dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
         if curve.width and len(places) > 1:
-            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in places)
-            parts.append(
-                f'<polyline points="{path}" fill="none" stroke="{curve.colour}" stroke-width="{curve.width}"'
-                f' stroke-linejoin="round"{dash}/>'
-            )
+            marks.append(_Mark(places, curve.colour, curve.width, dashed=curve.dashed))
         if curve.dots or len(places) == 1:
-            parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" fill="{curve.colour}"/>' for a, b in places]
-    parts += _legend([curve for curve in series if curve.name], width, y_label)
-    return _svg(title, width, height, parts)
+            marks += [_Mark([place], curve.colour, 0) for place in places]
+    return marks + _legend([curve for curve in series if curve.name], width, y_label)
 
 
 def matrix(rows: Mapping[str, Mapping[str, int]], columns: Sequence[str], title: str, cell: int = 28) -> str:
@@ -152,26 +193,53 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return ticks if len(ticks) <= 7 else [ticks[0], *ticks[1:-1][1::3], ticks[-1]]
 
 
-def _legend(series: Sequence[Series], width: int, y_label: str) -> list[str]:
+def _legend(series: Sequence[Series], width: int, y_label: str) -> list[_Mark]:
     """Above the chart: the axis' name at the left, the curves' names at the right."""
-    parts, right, row = [_text(8, 16, y_label, "start")], width - _RIGHT, 16
+    marks, right, row = [_words(8, 16, y_label, "start")], width - _RIGHT, 16
     for curve in reversed(series):
-        parts.append(_text(right, row, curve.name, "end"))
+        marks.append(_words(right, row, curve.name, "end"))
         right -= 6.6 * len(curve.name) + 26
         if curve.width:
-            dash = ' stroke-dasharray="5 4"' if curve.dashed else ""
-            parts.append(
-                f'<line x1="{right:.0f}" y1="{row - 4}" x2="{right + 18:.0f}" y2="{row - 4}" stroke="{curve.colour}"'
-                f' stroke-width="{curve.width}"{dash}/>'
-            )
+            ends = [(round(right), row - 4), (round(right) + 18, row - 4)]
+            marks.append(_Mark(ends, curve.colour, curve.width, dashed=curve.dashed))
         if curve.dots:
-            parts.append(f'<circle cx="{right + 9:.0f}" cy="{row - 4}" r="3.5" fill="{curve.colour}"/>')
+            marks.append(_Mark([(round(right) + 9, row - 4)], curve.colour, 0))
         right -= 14
-    return parts
+    return marks
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>'
+def _words(x: float, y: float, words: str, anchor: str) -> _Mark:
+    return _Mark([(x, y)], SOFT, 0, words, anchor)
+
+
+def _as_svg(mark: _Mark) -> str:
+    x, y = mark.points[0]
+    if mark.words:
+        return _text(x, y, mark.words, mark.anchor, mark.colour)
+    if not mark.width:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_DOT}" fill="{mark.colour}"/>'
+    dash = f' stroke-dasharray="{_DASH[0]} {_DASH[1]}"' if mark.dashed else ""
+    path = " ".join(f"{a:.1f},{b:.1f}" for a, b in mark.points)
+    return (
+        f'<polyline points="{path}" fill="none" stroke="{mark.colour}" stroke-width="{mark.width:g}"'
+        f' stroke-linejoin="round"{dash}/>'
+    )
+
+
+def _draw(pen: ImageDraw.ImageDraw, mark: _Mark, corner: tuple[float, float]) -> None:
+    """With PIL, `_FINE` pixels a unit, seen from a corner; dashes become a thin line."""
+    colour = mark.colour[mark.colour.index("#") :].rstrip(")")  # what stands in var(--name, #...)
+    places = [((corner[0] + x) * _FINE, (corner[1] + y) * _FINE) for x, y in mark.points]
+    x, y = places[0]
+    if mark.words:
+        font = ImageFont.load_default(_FONT_SIZE * _FINE)
+        pen.text((x, y), mark.words, colour, font, anchor={"start": "ls", "middle": "ms", "end": "rs"}[mark.anchor])
+    elif not mark.width:
+        radius = _DOT * _FINE
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
+    else:
+        width = 1 if mark.dashed else max(round(mark.width * _FINE), 1)
+        pen.line(places, colour, width, joint="curve")
 
 
 def _text(x: float, y: float, words: str, anchor: str, colour: str = SOFT) -> str:

@@ -10,7 +10,8 @@ from torch import Tensor
 from vqvdm.arguments import count, frame_rates, one_generator_each
 from vqvdm.errors import InputError
 from vqvdm.given import read_frames
-from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
+from vqvdm.output import VQVDMPipelineOutput
+from vqvdm.pipeline import VQVDMPipeline
 
 
 def continue_video(

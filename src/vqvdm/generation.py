@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from vqvdm.ahead import map_ahead
 from vqvdm.errors import InputError
-from vqvdm.pipeline import VQVDMPipeline, VQVDMPipelineOutput
+from vqvdm.output import VQVDMPipelineOutput
+from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.structure import listed
 from vqvdm.video import Video, to_video
 

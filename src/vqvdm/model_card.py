@@ -13,12 +13,14 @@ import vqvdm
 # Facts that have their own place in the card; every other fact of `about` is listed under "Training".
 _PLACED = ("data", "data_license", "license", "results", "repository")
 _SHOWN_LABELS = 200
+SAMPLE = "sample.webp"
 
 
 def model_card(
     *,
     config: Mapping[str, Any],
     num_classes: int,
+    sample: bool,
     denoiser: str,
     tokenizer: str | None,
     scheduler: str,
@@ -30,6 +32,7 @@ def model_card(
         config: the pipeline's own settings: `id2label`, `fps`, `num_frames`, `height`, `width`,
             `num_inference_steps`, `guidance_scale`, `guidance_interval`, `about`.
         num_classes: classes the denoiser knows, 0 if unconditional.
+        sample: whether `SAMPLE` lies beside the card.
         denoiser, tokenizer: one line on each network; None says that pixels are diffused.
         scheduler: name of the scheduler's class.
         noise: what the denoiser predicts, and from which noise.
@@ -46,6 +49,7 @@ def model_card(
     sections = [
         f"---\n{header.to_yaml()}\n---",
         f"# {title}\n\nA {kind} video generator made with vqvdm {vqvdm.__version__}. By default it makes {size}.",
+        f"![Videos of this model]({SAMPLE})" if sample else "",
         _parts(denoiser, tokenizer, scheduler, noise),
         _usage(config, num_classes, about),
         _classes(config["id2label"], num_classes),

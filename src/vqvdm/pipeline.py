@@ -10,17 +10,13 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
 import torch
 from diffusers import SchedulerMixin
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from huggingface_hub import snapshot_download
@@ -43,34 +39,21 @@ from vqvdm.errors import InputError
 from vqvdm.given import Keeper, read_given
 from vqvdm.graphs import GraphedDenoiser
 from vqvdm.identity import changed_settings, fingerprint
-from vqvdm.model_card import model_card
+from vqvdm.model_card import SAMPLE, model_card
+from vqvdm.output import VQVDMPipelineOutput
 from vqvdm.prediction import Predictor
 from vqvdm.processor import packed_weights
 from vqvdm.schedulers import Predict, adapted, fit, set_steps, stated_objective
 from vqvdm.tokenizer import VideoTokenizer
+from vqvdm.video import SHEET_SIDE, enlarged, grid, write_video
 
 ClassLabel = str | int
 _DECODED_ON_GPU = 8  # videos at a time
+_SAMPLES = 8  # videos on the model card
 _LEAST_NOISE = 1e-3  # share of noise below which noise cannot be told from what is clean
-HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py")
+HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py", SAMPLE)
 # For people who know only `DiffusionPipeline.from_pretrained(..., custom_pipeline=..., trust_remote_code=True)`.
 SHIM = "from vqvdm import VQVDMPipeline\n\n__all__ = ['VQVDMPipeline']\n"
-
-
-@dataclass
-class VQVDMPipelineOutput(BaseOutput):
-    """What one call makes.
-
-    Attributes:
-        frames: the videos, by `output_type`: "pil" a list of lists of images; "np" float (b, t, h, w, c) in 0..1;
-            "pt" float (b, t, c, h, w) in 0..1; "latent" the denoiser's latents (b, c, t, h, w).
-        fps: frames per second of each video.
-        seeds: the seed of each video; `generator=[torch.Generator().manual_seed(seeds[k])]` makes video k alone.
-    """
-
-    frames: list[list[PIL.Image.Image]] | np.ndarray | Tensor
-    fps: list[float]
-    seeds: list[int]
 
 
 class VQVDMPipeline(DiffusionPipeline):
@@ -437,23 +420,38 @@ class VQVDMPipeline(DiffusionPipeline):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "README.md").write_text(self.card(), encoding="utf-8")
+        (folder / "README.md").write_text(self.card(sample=(folder / SAMPLE).exists()), encoding="utf-8")
         (folder / "pipeline.py").write_text(SHIM, encoding="utf-8")
         super().save_pretrained(os.fspath(folder), *args, **kwargs)
 
     def _upload_folder(self, working_dir: str | os.PathLike[str], repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """The last step of every way to the hub; just before it diffusers has put a card of its own over ours."""
-        (Path(working_dir) / "README.md").write_text(self.card(repo_id), encoding="utf-8")
+        self.write_sample(working_dir)
+        (Path(working_dir) / "README.md").write_text(self.card(repo_id, sample=True), encoding="utf-8")
         return super()._upload_folder(working_dir, repo_id, *args, **kwargs)
 
-    def card(self, repository: str | None = None) -> str:
-        """The model card: Markdown with the hub's YAML header; `repository` is the name its example loads."""
+    def write_sample(self, folder: str | os.PathLike[str]) -> None:
+        """Write `sample.webp`, up to eight videos of as many classes, for the card that is saved in this folder."""
+        ids = list(range(min(self.num_classes, _SAMPLES)))
+        output = self(ids or None, num_videos_per_prompt=1 if ids else 4, generator=torch.Generator().manual_seed(0))
+        assert isinstance(output, VQVDMPipelineOutput)
+        together = grid([enlarged(video, SHEET_SIDE) for video in output.videos()], columns=4)
+        write_video(Path(folder) / SAMPLE, together, output.fps[0], {"ai_generated": True})
+
+    def card(self, repository: str | None = None, sample: bool = False) -> str:
+        """The model card: Markdown with the hub's YAML header.
+
+        Args:
+            repository: the name that its example loads.
+            sample: whether `sample.webp` lies beside it, to be shown.
+        """
         placed = {"repository": repository} if repository else {}
         flow = self.config["diffusion"]["prediction"] == "flow"
         stated = ("prediction", "shift") if flow else ("prediction", "schedule", "zero_terminal_snr")
         return model_card(
             config={**self.config, "about": {**placed, **self.config["about"]}},
             num_classes=self.num_classes,
+            sample=sample,
             denoiser=_network_line(self.denoiser),
             tokenizer=None if self.tokenizer is None else _network_line(self.tokenizer),
             scheduler=type(self.scheduler).__name__,

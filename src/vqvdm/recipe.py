@@ -21,7 +21,7 @@ from vqvdm import recipe_io
 from vqvdm.errors import InputError
 from vqvdm.structure import Origins, check_known, convert, origin, plain, structure
 
-Tracker = Literal["tensorboard", "wandb"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Scheduler = Literal["dpm++", "unipc", "euler", "heun", "ddim", "ddpm"]
 
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vqvdm.charts import SECOND, Series, line_chart
+from vqvdm.charts import SECOND, Series, line_chart, line_charts_png
 from vqvdm.errors import InputError
+from vqvdm.files import write_bytes
 from vqvdm.recipe import Recipe
 
 LOG, RECIPE = "log.jsonl", "recipe.yaml"
@@ -138,22 +139,36 @@ def curves(folder: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
 
 def charts(folder: Path) -> dict[str, dict[str, str]]:
     """Stage -> figure -> chart as an SVG element; a figure of unseen clips lies in the chart of its name."""
-    drawn: dict[str, dict[str, str]] = {}
-    for stage, figures in curves(folder).items():
-        drawn[stage] = {}
-        for name, points in figures.items():
-            plain = name.removeprefix("test_")
-            if name != plain and plain in figures:
-                continue
-            series = [Series("training" if f"test_{name}" in figures else "", points)]
-            if f"test_{name}" in figures:
-                series.append(Series("unseen", figures[f"test_{name}"], SECOND, dots=True))
-            positive = all(value > 0 for curve in series for _, value in curve.points)
-            words = name.replace("_", " ")
-            drawn[stage][name] = line_chart(
-                series, f"{words} of the {stage}", "updates", words, logarithmic=positive and name in _LOGARITHMIC
-            )
-    return drawn
+    return {
+        stage: {
+            name: line_chart(series, f"{words} of the {stage}", "updates", words, logarithmic=logarithmic)
+            for name, (series, words, logarithmic) in _series(figures).items()
+        }
+        for stage, figures in curves(folder).items()
+    }
+
+
+def write_curves(folder: Path, stage: str) -> None:
+    """Write `curves-STAGE.png` into a run folder: all figures of the stage so far."""
+    series = _series(curves(folder).get(stage, {}))
+    drawn = [(lines, "updates", words, logarithmic) for lines, words, logarithmic in series.values()]
+    if drawn:
+        write_bytes(folder / f"curves-{stage}.png", line_charts_png(drawn))
+
+
+def _series(figures: Mapping[str, list[tuple[float, float]]]) -> dict[str, tuple[list[Series], str, bool]]:
+    """Figure -> (its curves, its name in words, whether its axis is logarithmic)."""
+    found = {}
+    for name, points in figures.items():
+        plain = name.removeprefix("test_")
+        if name != plain and plain in figures:
+            continue
+        lines = [Series("training" if f"test_{name}" in figures else "", points)]
+        if f"test_{name}" in figures:
+            lines.append(Series("unseen", figures[f"test_{name}"], SECOND, dots=True))
+        positive = all(value > 0 for line in lines for _, value in line.points)
+        found[name] = lines, name.replace("_", " "), positive and name in _LOGARITHMIC
+    return found
 
 
 def samples(folder: Path) -> list[Path]:

@@ -39,7 +39,7 @@ def write_programs(pipeline: VQVDMPipeline, folder: Path) -> list[Path]:
     noise, at = torch.randn(2, *shape, device=device, dtype=dtype), torch.tensor(500.0, device=device)
     labels, fps = torch.zeros(2, dtype=torch.int64, device=device), torch.full((2,), 8.0, device=device)
     batch = {0: Dim("videos", min=1, max=MOST_VIDEOS)}
-    programs = {
+    programs: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = {
         "denoiser": (_Denoiser(pipeline.denoiser), (noise, at, labels, fps), (batch, None, batch, batch)),
     }
     if tokenizer is not None:
@@ -61,7 +61,7 @@ def write_programs(pipeline: VQVDMPipeline, folder: Path) -> list[Path]:
 def settings(pipeline: VQVDMPipeline) -> dict[str, Any]:
     """What `sampler.py` must know; `levels` are (timestep, signal, noise) of each step, the last one clean."""
     config, objective = pipeline.config, pipeline.objective
-    scheduler = objective.make_scheduler("euler")
+    scheduler: Any = objective.make_scheduler("euler")
     fit(scheduler, objective, bounded=pipeline.tokenizer is None)
     set_steps(scheduler, config["num_inference_steps"])
     times = [float(time) for time in scheduler.timesteps]

@@ -376,7 +376,12 @@ class DenoiserStage:
 
     def write_model(self, step: int, folder: Path, last: bool) -> dict[str, float]:
         """The whole pipeline."""
-        self._pipeline(step).save_pretrained(folder)
+        pipeline = self._pipeline(step)
+        if last:
+            folder.mkdir(parents=True, exist_ok=True)
+            with autocast(self.accelerator.device, self.training.precision):
+                pipeline.write_sample(folder)
+        pipeline.save_pretrained(folder)
         return {}
 
     def _pipeline(self, step: int) -> VQVDMPipeline:

@@ -25,6 +25,7 @@ from vqvdm.lock import sole_writer
 from vqvdm.processes import on_cpu
 from vqvdm.processor import fast_bf16
 from vqvdm.recipe import Recipe, TrainingRecipe
+from vqvdm.runs import write_curves
 from vqvdm.structure import plain
 from vqvdm.train.checkpoint import (
     Checkpoint,
@@ -39,6 +40,7 @@ from vqvdm.train.checkpoint import (
 from vqvdm.train.interrupt import Interrupt
 from vqvdm.train.log import Log, Meter, Progress
 from vqvdm.train.order import Batch, Order, seed_of, updates
+from vqvdm.train.trackers import show_videos
 
 AGREE_EVERY = 8  # updates between two looks at the other processes' signals
 SHOWN = ("loss", "psnr", "usage", "gradient_norm", "clips_per_second")  # figures beside the progress bar
@@ -273,9 +275,11 @@ class _Session:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
             figures = self.stage.write_samples(self.counters.step, folder)
+            show_videos(self.accelerator.trackers, folder.glob(f"*-{self.counters.step:08d}.mp4"), self.counters.step)
             if figures:
                 self.log.write(self.counters.step, figures)
                 self.progress.say("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            write_curves(self.run, self.stage.name)
         self._mark()
 
     def export_model(self, last: bool) -> None:
