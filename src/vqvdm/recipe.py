@@ -146,6 +146,7 @@ class DenoiserRecipe:
     self_conditioning: float = 0.0  # probability of showing the network its own first estimate; 0 builds it without
     context: float = 0.0  # probability of showing it some of the clip's frames, to be completed; 0 builds it without
     start_from: str | None = None  # a pipeline, run or hub id whose denoiser's weights this one starts with
+    lora_rank: int = 0  # of adapters that alone are trained, with the classes; 0 trains all weights
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
 
 

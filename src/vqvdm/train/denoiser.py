@@ -31,6 +31,7 @@ from vqvdm.recipe import Recipe, run_folder
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train.dry_run import RandomItems, dry_run
 from vqvdm.train.loop import make_accelerator, train
+from vqvdm.train.lora import add_lora, base_of, merged, save_lora
 from vqvdm.train.optimization import (
     autocast,
     averaged_copy,
@@ -232,6 +233,8 @@ class DenoiserStage:
             )
         if self.num_classes:
             _check_guidance(recipe)
+        if recipe.denoiser.lora_rank > 0:
+            add_lora(self.denoiser, recipe.denoiser.lora_rank)
         self.average = averaged_copy(self.denoiser) if self.training.ema_decay > 0 else None
         if self.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
@@ -244,9 +247,11 @@ class DenoiserStage:
         if self.average is not None:
             self.modules["ema"] = self.average
         self.defaults = {f"denoiser.model.{name}": v for name, v in default_settings(VideoDenoiser).items()}
+        self.defaults["denoiser.lora_rank"] = 0
         self.architecture: dict[str, Any] = {
             **{f"denoiser.model.{name}": value for name, value in own_settings(self.denoiser).items()},
             **{f"denoiser.diffusion.{name}": value for name, value in asdict(self.objective).items()},
+            "denoiser.lora_rank": recipe.denoiser.lora_rank,
             "denoiser.training.optimizer": self.training.optimizer,
             "denoiser.training.ema_decay > 0": self.training.ema_decay > 0,
             "tokenizer (its fingerprint)": None if tokenizer is None else tokenizer.latents_fingerprint(),
@@ -263,7 +268,15 @@ class DenoiserStage:
                     f"denoiser.start_from names {name}, which predicts {other.objective.prediction} of the latents of "
                     f"tokenizer {names[0]}; this one predicts {self.objective.prediction} of those of {names[1]}"
                 )
-            start_denoiser_from(self.denoiser, other.denoiser)
+            labels = other.labels
+            known = {label: labels[name] for label, name in enumerate(self.classes) if name in labels} or None
+            plain = VideoDenoiser.from_config(self.denoiser.config)
+            assert isinstance(plain, VideoDenoiser)
+            start_denoiser_from(plain, other.denoiser, known)
+            places = base_of(self.denoiser)
+            self.denoiser.load_state_dict(
+                {places[name]: value for name, value in plain.state_dict().items()}, strict=False
+            )
             if self.average is not None:
                 self.average.load_state_dict(self.denoiser.state_dict())
 
@@ -377,6 +390,8 @@ class DenoiserStage:
     def write_model(self, step: int, folder: Path, last: bool) -> dict[str, float]:
         """The whole pipeline."""
         pipeline = self._pipeline(step)
+        if self.recipe.denoiser.lora_rank > 0:
+            save_lora(self.denoiser if self.average is None else self.average, folder / "lora")
         if last:
             folder.mkdir(parents=True, exist_ok=True)
             with autocast(self.accelerator.device, self.training.precision):
@@ -385,7 +400,8 @@ class DenoiserStage:
         return {}
 
     def _pipeline(self, step: int) -> VQVDMPipeline:
-        denoiser = usable_copy(self.denoiser if self.average is None else self.average)
+        trained = self.denoiser if self.average is None else self.average
+        denoiser = merged(trained) if self.recipe.denoiser.lora_rank > 0 else usable_copy(trained)
         data, sampling = self.recipe.data, self.recipe.sampling
         return VQVDMPipeline(
             tokenizer=self.tokenizer,

@@ -40,19 +40,20 @@ def set_learning_rate(optimizers: Iterable[Optimizer], rate: float) -> None:
 
 
 def make_optimizers(model: nn.Module, training: TrainingRecipe) -> dict[str, Optimizer]:
-    """The recipe's optimisers of a network, which share the learning rate, by the names that checkpoints give them.
+    """The optimisers of what is trained of a network, by the names that checkpoints give them; they share the rate.
 
     With "muon" that is Muon for the weights of linear and convolution layers, and AdamW for all else: biases, norms,
     embeddings, and the layer that makes the output ("head"), as Jordan 2024 has it.
     """
     rate, betas, decay = training.learning_rate, training.betas, training.weight_decay
     if training.optimizer == "adamw":
-        return {"optimizer": make_adamw(model.parameters(), rate, betas, decay)}
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return {"optimizer": make_adamw(trained, rate, betas, decay)}
     kinds = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)
     inner = [layer for name, layer in model.named_modules() if isinstance(layer, kinds) and not name.endswith("head")]
-    weights = [layer.weight for layer in inner]
+    weights = [layer.weight for layer in inner if layer.weight.requires_grad]
     theirs = set(map(id, weights))
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in theirs]
+    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in theirs]
     return {"optimizer": make_adamw(rest, rate, betas, decay), "muon": Muon(weights, rate, weight_decay=decay)}
 
 

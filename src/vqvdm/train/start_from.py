@@ -15,21 +15,36 @@ from vqvdm.errors import InputError
 from vqvdm.tokenizer import VideoTokenizer
 
 
-def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser) -> None:
+def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser, known: Mapping[int, int] | None = None) -> None:
     """Give a network the weights of another one.
 
-    Classes begin anew if there are more or fewer of them. A network that takes an estimate of the clean latents, or
-    given ones, may start from one that does not: it does not heed them yet.
+    A network that takes an estimate of the clean latents, or given ones, may start from one that does not: it does not
+    heed them yet.
+
+    Args:
+        denoiser: gets them.
+        other: gives them.
+        known: class -> the other's class of the same name; any other class begins as no class at all. None takes the
+            classes as they are, or, if there are more or fewer of them, takes none for known.
 
     Raises:
         InputError: other parts differ in their shapes.
     """
     weights = other.state_dict()
+    classes, others = denoiser.config["num_classes"], other.config["num_classes"]
+    if known is None and classes != others:
+        known = {}
     if denoiser.patch == other.patch and denoiser.config["in_channels"] == other.config["in_channels"]:
         weights = {**weights, "stem.weight": _widened(weights["stem.weight"], denoiser, other)}
-    if other.config["num_classes"] != denoiser.config["num_classes"]:
-        own = denoiser.state_dict()
-        weights = {name: own[name] if name.startswith("class_embed.") else weights[name] for name in own}
+    if known is not None:
+        weights = {name: value for name, value in weights.items() if not name.startswith("class_embed.")}
+        if classes > 0:
+            embedded = denoiser.state_dict()["class_embed.weight"]
+            if others > 0:
+                theirs = other.state_dict()["class_embed.weight"]
+                rows = [known.get(label, others) for label in range(classes)]
+                embedded = theirs[[*rows, others]]  # the last row is no class
+            weights["class_embed.weight"] = embedded
     _load(denoiser, weights, "denoiser")
 
 
