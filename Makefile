@@ -12,13 +12,14 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 # One thread a process: several test workers, and results that do not depend on the number of cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-slow lint format clean weights
+.PHONY: help demo test test-slow site lint format clean weights
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train both stages on the toy world, then see runs/demo/index.html (15 minutes, 2 cores)"
 	@echo "make test       the quick tests         make test-slow  the others"
 	@echo "make lint       style, types, imports   make format     mend the style"
+	@echo "make site       the documents as a site, in site/"
 	@echo "make clean      remove the virtual environment"
 
 demo: weights
@@ -29,6 +30,10 @@ test: weights
 
 test-slow: weights
 	$(TEST) -m slow
+
+site: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/zensical build --clean --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

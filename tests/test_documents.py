@@ -323,7 +323,7 @@ def test_the_file_tree_is_the_source() -> None:
     named = set(re.findall(r"[\w]+\.py\b", tree)) | set(re.findall(r"^  (\w+)/", tree, re.MULTILINE))
     there = {path.name for path in SOURCE.iterdir() if path.suffix == ".py" or path.is_dir()}
     assert named == there - {"__init__.py", "__main__.py", "__pycache__"}
-    documents = set(re.findall(r"\w+\.md", tree.split("docs/", 1)[1]))
+    documents = set(re.findall(r"[\w-]+\.md", tree.split("docs/", 1)[1]))
     assert documents == {path.name for path in (ROOT / "docs").glob("*.md")}
 
 
