@@ -38,6 +38,7 @@ def pixel_stage(
     dropout: float = 0.5,
     self_conditioning: float = 0.0,
     context: float = 0.0,
+    images: float = 0.0,
     **training,
 ) -> DenoiserStage:
     recipe = replace(tiny_recipe(**training), tokenizer=None)
@@ -47,6 +48,7 @@ def pixel_stage(
         class_dropout=dropout,
         self_conditioning=self_conditioning,
         context=context,
+        images=images,
     )
     recipe = replace(recipe, denoiser=part, sampling=SamplingRecipe(steps=2, guidance_scale=2.0 if dropout else 1.0))
     return DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
@@ -77,6 +79,18 @@ def test_an_unconditional_network_gets_no_classes(tmp_path: Path) -> None:
     stage = pixel_stage(tmp_path, {"num_classes": 0})
     assert stage.dropped(batch_of(range(4)))[0] is None
     stage.update(0, [batch_of(range(4))])
+
+
+def test_a_share_of_the_updates_learns_single_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = pixel_stage(tmp_path, images=0.4, context=0.5)
+    forward, lengths = stage.forward, []
+    seen = lambda noisy, *a, **named: lengths.append(noisy.shape[::2]) or forward(noisy, *a, **named)  # noqa: E731
+    monkeypatch.setattr(stage, "forward", seen)
+    figures = [stage.update(step, [batch_of(range(4 * step, 4 * step + 4))]) for step in range(10)]
+    assert lengths == [(8, 1, 16) if step in (2, 4, 7, 9) else (4, 4, 16) for step in range(10)]
+    assert [("image_loss" in of, "loss" in of) for of in figures] == [
+        (step in (2, 4, 7, 9), step not in (2, 4, 7, 9)) for step in range(10)
+    ]
 
 
 def test_the_network_meets_what_the_objective_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

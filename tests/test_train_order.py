@@ -104,3 +104,22 @@ def test_purposes_have_numbers_of_their_own() -> None:
     correlation = torch.corrcoef(torch.stack([batch.uniform("class"), batch.uniform("frame")]))[0, 1]
     assert abs(correlation) < 0.5
     assert seed_of("a", "b") != seed_of("ab")
+
+
+def test_frames_are_different_ones_of_each_sample_with_chance_of_their_own() -> None:
+    clips = torch.arange(6 * 5, dtype=torch.float32).view(6, 1, 5, 1, 1)  # each frame is its own number
+    data = {"clip": clips, "class_label": torch.arange(6), "fps": torch.arange(6) + 8.0, "stills": clips}
+    batch = Batch(data, range(12, 18), 0, 6, last=True)
+    frames = batch.frames("clip", 3)
+    assert frames["clip"].shape == (18, 1, 1, 1, 1) and "stills" not in frames.data
+    drawn = frames["clip"].flatten().view(6, 3)
+    assert torch.equal(drawn // 5, torch.arange(6.0)[:, None].expand(6, 3)), "each of its own clip"
+    assert all(len(row.unique()) == 3 for row in drawn)
+    assert torch.equal(frames["class_label"], torch.arange(6).repeat_interleave(3))
+    assert torch.equal(frames["fps"], batch["fps"].repeat_interleave(3))
+    assert len(set(frames.numbers)) == 18 and frames.size == 18
+    assert torch.equal((frames.strata("time") * 18).long().sort().values, torch.arange(18))
+    halves = [Batch({k: v[i : i + 3] for k, v in data.items()}, range(12 + i, 15 + i), 0, 6, True) for i in (0, 3)]
+    assert torch.equal(torch.cat([half.frames("clip", 3)["clip"] for half in halves]), frames["clip"])
+    later = Batch(data, range(18, 24), 0, 6, last=True).frames("clip", 3)
+    assert not torch.equal(later["clip"], frames["clip"])

@@ -145,6 +145,7 @@ class DenoiserRecipe:
     class_dropout: float = 0.5  # probability of training without the class
     self_conditioning: float = 0.0  # probability of showing the network its own first estimate; 0 builds it without
     context: float = 0.0  # probability of showing it some of the clip's frames, to be completed; 0 builds it without
+    images: float = 0.0  # share of the updates that learn half of each clip's frames (or latents) one by one
     start_from: str | None = None  # a pipeline, run or hub id whose denoiser's weights this one starts with
     lora_rank: int = 0  # of adapters that alone are trained, with the classes; 0 trains all weights
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
@@ -325,6 +326,8 @@ _RANGES: Mapping[str, _Range] = {
     "class_dropout": _SHARE,
     "self_conditioning": _SHARE,
     "context": _SHARE,
+    "images": _DECAY,
+    "lora_rank": _NOT_NEGATIVE,
     "guidance_scale": _NOT_NEGATIVE,
     "pairs": _COUNT,
     "teacher_steps": _COUNT,

@@ -286,6 +286,9 @@ class DenoiserStage:
         set_learning_rate(self.optimizers.values(), rate)
         self.denoiser.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.accelerator.device)
+        images = self._learns_images(step)
+        if images:
+            batches = [batch.frames(self.field, max(batch[self.field].shape[2] // 2, 1)) for batch in batches]
         for batch in batches:
             with synchronised(self.forward, batch.last):
                 with autocast(self.accelerator.device, self.training.precision):
@@ -297,7 +300,16 @@ class DenoiserStage:
             optimizer.step()
         if self.average is not None:
             update_average(self.average, self.denoiser, self.training.ema_decay, step)
-        return {"loss": total, "gradient_norm": norm, "learning_rate": rate}
+        return {"image_loss" if images else "loss": total, "gradient_norm": norm, "learning_rate": rate}
+
+    def _learns_images(self, step: int) -> bool:
+        """Whether update `step` is one of single frames: they come evenly, as often as the recipe says.
+
+        Joint training on images and videos (Ho et al. 2022, "Video Diffusion Models", section 4.2): frames of many
+        clips tell more of what things look like than as many frames of few.
+        """
+        share = self.recipe.denoiser.images
+        return math.floor((step + 1) * share) > math.floor(step * share)
 
     def denoising_loss(self, batch: Batch) -> Tensor:
         """The objective's loss on one micro-batch, a scalar."""

@@ -88,6 +88,7 @@ def student_recipe(recipe: Recipe, run: Path) -> Recipe:
         recipe.denoiser,
         start_from=str(run / "pipeline"),
         class_dropout=0.0,  # guidance is in what it learns
+        images=0.0,
         diffusion=replace(recipe.denoiser.diffusion, times=part.times),
         training=part.training,
     )

@@ -242,7 +242,7 @@ class _Session:
     def log_figures(self) -> bool:
         """Log the averages since the last time; False, and nothing logged, if the training has gone to NaN."""
         figures = self.meter.read(self.accelerator)
-        if not all(math.isfinite(figures[name]) for name in ("loss", "gradient_norm")):
+        if not all(math.isfinite(figures.get(name, 0.0)) for name in ("loss", "gradient_norm")):
             return False
         seconds, done = time.perf_counter() - self.mark, self.counters.step - self.marked_step
         self.counters.seconds += seconds

@@ -109,6 +109,21 @@ class Batch:
         """(b,) independent numbers in 0..1, float32 on the CPU; other purposes get other numbers."""
         return torch.cat([torch.rand(1, generator=generator(self.seed, purpose, n)) for n in self.numbers])
 
+    def frames(self, field: str, count: int) -> Batch:
+        """A batch of single frames: of each sample `count` different ones, drawn at random, with chance of their own.
+
+        `field` (b, c, t, h, w) becomes (b count, c, 1, h, w), what belongs to the whole sample is repeated.
+        """
+        length = self[field].shape[2]
+        drawn = [torch.randperm(length, generator=generator(self.seed, "frames", n))[:count] for n in self.numbers]
+        places = torch.stack(drawn).to(self[field].device)  # (b, count)
+        samples = torch.arange(len(places), device=places.device)[:, None].expand_as(places)
+        taken = self[field][samples.flatten(), :, places.flatten()].unsqueeze(2)
+        names = ("class_label", "fps")
+        data = {name: self[name].repeat_interleave(count, 0) for name in names if name in self.data}
+        numbers = [n * count + k for n in self.numbers for k in range(count)]
+        return Batch({**data, field: taken}, numbers, seed_of(self.seed, "frames"), self.size * count, self.last)
+
     def strata(self, purpose: str) -> Tensor:
         """(b,) numbers in 0..1, float32 on the CPU, spread evenly over the whole update.
 
