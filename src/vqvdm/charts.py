@@ -218,6 +218,9 @@ def _as_svg(mark: _Mark) -> str:
         return _text(x, y, mark.words, mark.anchor, mark.colour)
     if not mark.width:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{_DOT}" fill="{mark.colour}"/>'
+    if mark.colour == LINE:
+        (x1, y1), (x2, y2) = mark.points
+        return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{LINE}"/>'
     dash = f' stroke-dasharray="{_DASH[0]} {_DASH[1]}"' if mark.dashed else ""
     path = " ".join(f"{a:.1f},{b:.1f}" for a, b in mark.points)
     return (
