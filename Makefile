@@ -31,9 +31,11 @@ test: weights
 test-slow: weights
 	$(TEST) -m slow
 
-site: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	$(BIN)/zensical build --clean --strict
+# In an environment of its own: the site is made from the sources' text, and its tools ask for other versions than ours.
+site:
+	test -x .venv-site/bin/python || $(PYTHON) -m venv .venv-site
+	.venv-site/bin/python -m pip install --quiet --disable-pip-version-check zensical==0.0.73 mkdocstrings-python==2.0.11
+	.venv-site/bin/zensical build --clean --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -46,7 +48,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-site
 
 # torch by itself first: where pip is pointed at torch's CPU builds, nothing later swaps it for another.
 $(STAMP): pyproject.toml constraints.txt
