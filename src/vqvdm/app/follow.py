@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import gradio as gr
 
 from vqvdm.app import html
 from vqvdm.errors import InputError
-from vqvdm.runs import Run, Stage, charts, find_runs, read_run, samples
+from vqvdm.runs import Run, Stage, charts, read_run, run_folders, samples
 
 _EVERY = 10  # seconds between two looks at a run
 _SAMPLES = 6  # the latest ones that are shown
@@ -23,7 +24,7 @@ def build(folder: Path, tab: gr.Tab) -> None:
     """Put the tab's parts where gradio's current context is, and wire them; `folder` holds the runs."""
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=3, min_width=300, elem_classes="form"):
-            choice = gr.Dropdown(_names(folder), value=_first(folder), label="Run", elem_id="run")
+            choice = gr.Dropdown(**_choices(folder), label="Run", elem_id="run")
             again = gr.Button("Look for new runs")
             live = gr.Checkbox(True, label=f"Look again every {_EVERY} seconds")
         with gr.Column(scale=7, min_width=320):
@@ -36,18 +37,19 @@ def build(folder: Path, tab: gr.Tab) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     gr.on([tab.select, choice.change, timer.tick], look, choice, shown, **quiet)
     live.change(lambda on: gr.Timer(active=on), live, timer, **quiet)
-    again.click(lambda: gr.Dropdown(_names(folder), value=_first(folder)), None, choice, **quiet)
+    again.click(lambda: gr.Dropdown(**_choices(folder)), None, choice, **quiet)
 
 
 def _names(folder: Path) -> list[str]:
     try:
-        return [run.folder.relative_to(folder).as_posix() for run in find_runs(folder)]
+        return [inner.relative_to(folder).as_posix() for inner in run_folders(folder)]
     except InputError:
         return []
 
 
-def _first(folder: Path) -> str | None:
-    return next(iter(_names(folder)), None)
+def _choices(folder: Path) -> dict[str, Any]:
+    names = _names(folder)
+    return {"choices": names, "value": next(iter(names), None)}
 
 
 def _shown(folder: Path, name: str | None) -> str:
@@ -56,18 +58,18 @@ def _shown(folder: Path, name: str | None) -> str:
     run = read_run(folder / name)
     if run is None:
         return html.status("This run has not written anything yet.")
-    parts = [_heading(run), *(_stage(run.folder, stage) for stage in run.stages), _samples(run.folder)]
-    return "".join(parts)
+    drawn = charts(run.folder)
+    stages = [_stage(stage, drawn.get(stage.name, {})) for stage in run.stages]
+    return "".join([_heading(run), *stages, _samples(run.folder)])
 
 
 def _heading(run: Run) -> str:
     return f"<h3>{escape(run.folder.name)} <span>recipe {escape(run.recipe or 'unknown')}</span></h3>"
 
 
-def _stage(folder: Path, stage: Stage) -> str:
+def _stage(stage: Stage, drawn: Mapping[str, str]) -> str:
     share = "" if stage.steps is None else f" of {stage.steps:,}"
     state = "done" if stage.is_done else "training now" if stage.is_lively else "not at work"
-    drawn = charts(folder).get(stage.name, {})
     figures = "".join(f"<figure>{svg}</figure>" for svg in drawn.values())
     return (
         f"<h4>{escape(stage.name)} <span>{stage.step:,}{share} updates, {state}</span></h4>"

@@ -13,7 +13,7 @@ from torch import nn
 
 from vqvdm.app.gallery import Gallery, Item
 from vqvdm.app.studio import Progress, in_words
-from vqvdm.video import FORMATS, Video, shrunk, strip
+from vqvdm.video import Video, shrunk, strip
 
 _LINKS = {"mp4": "MP4", "gif": "GIF", "webp": "WebP", "png": "PNG"}
 # For gr.HTML: videos hold still when clicked; a click on a button says which button, and of which video.
@@ -42,9 +42,7 @@ def grid(gallery: Gallery, tokens: Sequence[str]) -> str:
         return f'<div class="videos">{cards}</div>'
     asked = ",".join(tokens)
     links = "".join(
-        f'<a href="media/all.zip?tokens={asked}&amp;form={form}" download>{_LINKS.get(form, form)}</a>'
-        for form in FORMATS
-        if form in _LINKS
+        f'<a href="media/all.zip?tokens={asked}&amp;form={form}" download>{word}</a>' for form, word in _LINKS.items()
     )
     sheet = f'<a href="media/sheet.png?tokens={asked}" download>sheet</a>'
     downloads = f'<p class="downloads">All {len(tokens)} as {links} in a zip, or one {sheet}</p>'
@@ -117,11 +115,10 @@ def status(words: str) -> str:
     return f'<p class="status" role="status">{escape(words)}</p>'
 
 
-def table(rows: Mapping[str, str], caption: str = "") -> str:
+def table(rows: Mapping[str, str]) -> str:
     """Names and values."""
     body = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
-    head = f"<caption>{escape(caption)}</caption>" if caption else ""
-    return f'<table class="facts">{head}{body}</table>'
+    return f'<table class="facts">{body}</table>'
 
 
 def chain(boxes: Sequence[tuple[str, str]]) -> str:
