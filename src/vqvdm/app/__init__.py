@@ -2,7 +2,7 @@
 
 studio.py    what the page can do, without a page: from checked settings to videos, step by step
 gallery.py   what was made, kept for a while under names that cannot be guessed, and written in any format
-html.py      pieces of HTML
+html.py      pieces of HTML; mistakes.py a user's mistake as the page says it
 generate.py, reconstruct.py, inside.py, follow.py    the tabs, in gradio
 page.py      all of them together
 server.py    the page on a port; the files of the gallery

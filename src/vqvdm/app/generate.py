@@ -12,6 +12,7 @@ import gradio as gr
 import numpy as np
 
 from vqvdm.app import html
+from vqvdm.app.mistakes import mistakes_shown
 from vqvdm.app.studio import MOST_FRAMES, MOST_STEPS, MOST_VIDEOS, Progress, Settings, Studio
 from vqvdm.errors import InputError
 from vqvdm.request import Request
@@ -68,14 +69,12 @@ def build(studio: Studio) -> None:
             raise gr.Error(str(error), print_exception=False) from error
 
     def on_generate(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
-        try:
+        with mistakes_shown():
             settings, given = asked(*values)
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
         yield from run(settings, given, str(request.session_hash))
 
     def on_act(event: gr.EventData, request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
-        try:
+        with mistakes_shown():
             item = studio.gallery.get(str(event.token))
             settings: Settings = item.settings
             if event.act == "again":
@@ -86,8 +85,6 @@ def build(studio: Studio) -> None:
             settings = Settings(
                 settings.classes, 1, item.fps, longer, wanted.steps, wanted.guidance, wanted.scheduler, wanted.seed
             )
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
         yield from run(settings, Request(video=item.video), str(request.session_hash))
 
     outputs = [state, videos, *form.values()]
@@ -242,13 +239,11 @@ def _api(studio: Studio) -> None:
             scheduler or "",
             seed,
         )
-        try:
+        with mistakes_shown():
             made: Sequence[str] = ()
             for event in studio.generate(settings):
                 made = event if isinstance(event, list) else made
             files = [str(studio.gallery.file(token, form)) for token in made]
-        except InputError as error:
-            raise gr.Error(str(error), print_exception=False) from error
         return files, [studio.gallery.get(token).facts for token in made]
 
     inputs = [

@@ -13,8 +13,8 @@ from vqvdm.app import html
 from vqvdm.app.gallery import Item
 from vqvdm.app.generate import VIDEO_SUFFIXES
 from vqvdm.app.inspection import Inspected, inspect, open_clip
+from vqvdm.app.mistakes import mistakes_shown
 from vqvdm.app.studio import Studio
-from vqvdm.errors import InputError
 from vqvdm.video import Video
 
 _INVITATION = "Drop in a video: a clip of it goes through the tokenizer and back."
@@ -48,10 +48,8 @@ def build(studio: Studio) -> None:
 
 def inspected(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> Inspected:
     """What the tokenizer makes of a clip; gradio's error for a user's mistake."""
-    try:
+    with mistakes_shown():
         return inspect(studio.pipeline, *clip())
-    except InputError as error:
-        raise gr.Error(str(error), print_exception=False) from error
 
 
 def _shown(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
