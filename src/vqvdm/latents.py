@@ -366,7 +366,8 @@ class LatentCache(Dataset):
         self.latent_shape: tuple[int, ...] = tuple(found["latent_shape"])
         self._plan = _Plan(found["videos"], found["windows"], found["flips"], found["shard_size"])
         self.variants: int = self._plan.windows * self._plan.copies
-        self._open: dict[tuple[int, int], Any] = {}
+        self._mapped: dict[int, dict[str, Tensor]] = {}  # what is large of each shard, read where it is used
+        self._grids = _GRIDS if found.get("stills") else _GRIDS[:1]
         self._entries = self._read_entries()  # all but the latents, (n,) each
 
     @property
@@ -402,9 +403,8 @@ class LatentCache(Dataset):
             raise IndexError(f"video {video} of {len(self)}")
         entry = video * self.variants + draw % self.variants
         shard, row = divmod(entry, self._plan.pairs_per_shard * self._plan.copies)
-        grids = _GRIDS if self.index.get("stills") else _GRIDS[:1]
         item = {
-            **{name: self._shard(shard).get_slice(name)[row].float() for name in grids},
+            **{name: self._shard(shard)[name][row].float() for name in self._grids},
             "class_label": self.class_labels[entry],
             "fps": self.fps[entry],
         }
@@ -412,12 +412,11 @@ class LatentCache(Dataset):
             item["noise"] = noise_of(int(self._entries["seed"][entry]), self.latent_shape)
         return item
 
-    def _shard(self, shard: int) -> Any:
-        # The process is part of the key, so that a forked worker opens its own.
-        key = (os.getpid(), shard)
-        if key not in self._open:
-            self._open[key] = safe_open(self.folder / shard_name(shard), "pt")
-        return self._open[key]
+    def _shard(self, shard: int) -> dict[str, Tensor]:
+        if shard not in self._mapped:
+            with safe_open(self.folder / shard_name(shard), "pt") as file:
+                self._mapped[shard] = {name: file.get_tensor(name) for name in self._grids}
+        return self._mapped[shard]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}
+        return {**self.__dict__, "_mapped": {}}
