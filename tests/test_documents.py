@@ -148,6 +148,19 @@ def test_python_blocks_run(document: str, inside: Path) -> None:
         assert {"left.mp4", "grow.mp4"} <= {path.name for path in inside.iterdir()}
 
 
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(inside: Path) -> None:
+    notebook = json.loads(read("docs/notebook.ipynb"))
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+            assert cell["outputs"] == [], "outputs are of one machine and one version"
+    assert len(names["longer"].videos()[0]) == 32
+    assert names["difference"].max() <= 1  # a video does not depend on its batch
+    assert (inside / "bounce.gif").is_file()
+
+
 def test_commands_for_own_clips_run(inside: Path) -> None:
     """The README's way from a folder of clips to samples, with its own lines, on a tiny model."""
     section = read("README.md").split("### Your own clips\n")[1]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from vqvdm import Recipe
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -68,3 +71,22 @@ def test_shares_of_a_training_become_updates() -> None:
     lines = compare.as_table(rows, ("kvd", "fvd")).splitlines()
     assert lines[0] == "| variant | updates | minutes | fvd |"
     assert lines[2:] == ["| a | 3 | 1.2 | 12.35 |", "| b | 4 | 1.0 |  |"]
+
+
+def test_a_training_for_minutes_follows_the_clock_to_its_last_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes = script("train_minutes")
+    endless = [f"tokenizer.{name}={minutes.ENDLESS}" for name in ("training.steps", "loss.quantize_after")]
+    recipe = Recipe.load("demo", [*endless, "tokenizer.training.learning_rate=1", "tokenizer.training.warmup=2"])
+    assert recipe.tokenizer is not None
+    training, loss = recipe.tokenizer.training, recipe.tokenizer.loss
+    clock = minutes.Clock(recipe, "tokenizer", 100.0, {"quantize_after": 0.4})
+    seen = []
+    for step, now in enumerate((1000.0, 1025.0, 1050.0, 1075.0, 1101.0)):
+        monkeypatch.setattr(minutes.time, "monotonic", lambda now=now: now)
+        seen.append((clock.rate(training, step), loss.quantize_after, training.steps))
+    last = training.final_learning_rate
+    cosine = [last + (1 - last) * 0.5 * (1 + math.cos(math.pi * share)) for share in (0.25, 0.5, 0.75, 1.0)]
+    assert [rate for rate, _, _ in seen] == pytest.approx([0.5, *cosine], abs=1e-5)
+    assert [after for _, after, _ in seen] == [minutes.ENDLESS, minutes.ENDLESS, 2, 2, 2]
+    assert [steps for _, _, steps in seen] == [minutes.ENDLESS] * 4 + [5]
+    assert clock.updates == 5

@@ -1,0 +1,3 @@
+from vqvdm import VQVDMPipeline
+
+__all__ = ['VQVDMPipeline']
