@@ -1,6 +1,6 @@
 #!/bin/sh
 # VQ-VDM beside the peer, video-diffusion-pytorch as shipped, on the same clips at 64x64 for the same wall-clock:
-#   scripts/install_vdm.sh && scripts/peer.sh clips 20 runs/peer
+#   scripts/install_vdm.sh && scripts/peer.sh clips MINUTES RUN CLIPS STEPS
 # Both train at the same time, each with half of the processor's cores (on a GPU, which they would share, one after the
 # other: AT_ONCE=0). Ours spends its minutes on the tokenizer, the latents and the denoiser. Then each makes CLIPS
 # clips, which are scored against the unseen ones.
@@ -8,8 +8,8 @@ set -eu
 data=$1
 minutes=${2:-20}
 run=${3:-runs/peer}
-clips=${CLIPS:-64}
-steps=${STEPS:-20} # of the peer's sampling; ours has the recipe's
+clips=${4:-64}
+steps=${5:-20} # of the peer's sampling; ours has the recipe's
 python=${PYTHON:-.venv/bin/python}
 cores=$(nproc)
 mkdir -p "$run"
