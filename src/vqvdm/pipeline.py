@@ -53,7 +53,7 @@ _SAMPLES = 8  # videos on the model card
 _LEAST_NOISE = 1e-3  # share of noise below which noise cannot be told from what is clean
 HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py", SAMPLE)
 # For people who know only `DiffusionPipeline.from_pretrained(..., custom_pipeline=..., trust_remote_code=True)`.
-SHIM = "from vqvdm import VQVDMPipeline\n\n__all__ = ['VQVDMPipeline']\n"
+SHIM = 'from vqvdm import VQVDMPipeline\n\n__all__ = ["VQVDMPipeline"]\n'
 
 
 class VQVDMPipeline(DiffusionPipeline):

@@ -1,3 +1,3 @@
 from vqvdm import VQVDMPipeline
 
-__all__ = ['VQVDMPipeline']
+__all__ = ["VQVDMPipeline"]
