@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Train a stage for so many minutes: the learning rate follows the clock to its end, whatever the machine's speed.
 
-scripts/train_minutes.py tokenizer asl64 data.path=clips --run runs/mine --minutes 9 --at 0.4:quantize_after
+scripts/train_minutes.py tokenizer asl64 data.path=clips tokenizer.loss.quantize_after=40% --run runs/mine --minutes 9
 scripts/train_minutes.py denoiser runs/mine --minutes 10
 
-`--at SHARE:NAME` makes NAME of the tokenizer's losses (quantize_after, perceptual_after) the update that is due when
-that share of the time is over. How many updates it came to stands in the log and at the end of the output. What is
-stopped begins anew: the clock is no part of a checkpoint.
+As in scripts/compare.py, the update at which a loss of the tokenizer enters (quantize_after, perceptual_after) may be a
+share: it is the one that is due when that share of the time is over. How many updates it came to stands in the log and
+at the end of the output. The clock is no part of a checkpoint: a run that was stopped would go on with all its minutes
+before it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ import sys
 import time
 from argparse import ArgumentParser
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+
+from compare import share_of, with_shares
 
 from vqvdm.recipe import Recipe, TrainingRecipe
 from vqvdm.train import denoiser, optimization, tokenizer
@@ -23,7 +27,7 @@ from vqvdm.train import denoiser, optimization, tokenizer
 STAGES = {"tokenizer": (tokenizer, tokenizer.train_tokenizer), "denoiser": (denoiser, denoiser.train_denoiser)}
 ENDLESS = 10**8  # updates: time ends the training
 SCALE = 10**6  # parts into which the clock divides the cosine
-LATE = ("quantize_after", "perceptual_after")
+LATE = ("tokenizer.loss.quantize_after", "tokenizer.loss.perceptual_after")
 
 
 def main() -> None:
@@ -34,18 +38,16 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="changes of the recipe as key=value")
     parser.add_argument("--run", type=Path, help="by default the recipe, which is a run folder then")
     parser.add_argument("--minutes", type=float, required=True, help="from the first update on")
-    parser.add_argument("--at", action="append", default=[], metavar="SHARE:NAME")
     asked = parser.parse_intermixed_args()
-    endless = [f"{asked.stage}.training.steps={ENDLESS}"]
-    late = {}
-    for word in asked.at:
-        share, _, name = word.partition(":")
-        if name not in LATE or asked.stage != "tokenizer":
-            sys.exit(f"--at {word}: only {' and '.join(LATE)} of the tokenizer can come with time")
-        late[name] = float(share)
-        endless.append(f"tokenizer.loss.{name}={ENDLESS}")
-    recipe = Recipe.load(asked.recipe, [*asked.overrides, *endless], check_models=True)
-    clock = Clock(recipe, asked.stage, 60 * asked.minutes, late)
+    if not asked.minutes > 0:
+        sys.exit(f"--minutes {asked.minutes:g}: must be above 0")
+    shares = {word.partition("=")[0]: share for word in asked.overrides if (share := share_of(word)) is not None}
+    for key in shares:
+        if key not in LATE:
+            sys.exit(f"{key} cannot be a share of the time; only {' and '.join(LATE)} can")
+    overrides = with_shares(asked.overrides, dict.fromkeys(shares.values(), ENDLESS))
+    recipe = Recipe.load(asked.recipe, [*overrides, f"{asked.stage}.training.steps={ENDLESS}"], check_models=True)
+    clock = Clock(recipe, 60 * asked.minutes, shares)
     module, train = STAGES[asked.stage]
     module.learning_rate = clock.rate
     train(recipe, asked.run or Path(asked.recipe))
@@ -55,9 +57,9 @@ def main() -> None:
 class Clock:
     """Stands in the place of `optimization.learning_rate`, and ends the training when its time is over."""
 
-    def __init__(self, recipe: Recipe, stage: str, seconds: float, late: dict[str, float]) -> None:
-        """`late`: names of losses' settings -> the share of the time after which they come."""
-        self.recipe, self.stage, self.seconds, self.late = recipe, stage, seconds, dict(late)
+    def __init__(self, recipe: Recipe, seconds: float, late: dict[str, float]) -> None:
+        """`late`: dotted keys of the recipe -> the share of the time after which each is the present update."""
+        self.recipe, self.seconds, self.late = recipe, seconds, dict(late)
         self.start = self.updates = 0
 
     def rate(self, training: TrainingRecipe, step: int) -> float:
@@ -66,10 +68,10 @@ class Clock:
         self.start = self.start or now
         self.updates = step + 1
         progress = min((now - self.start) / self.seconds, 1.0)
-        for name in [name for name, share in self.late.items() if progress >= share]:
-            assert self.recipe.tokenizer is not None
-            object.__setattr__(self.recipe.tokenizer.loss, name, step)  # frozen: a recipe does not change, but here
-            del self.late[name]
+        for key in [key for key, share in self.late.items() if progress >= share]:
+            *parts, name = key.split(".")
+            object.__setattr__(reduce(getattr, parts, self.recipe), name, step)  # frozen: it changes nowhere but here
+            del self.late[key]
         if progress == 1.0:
             object.__setattr__(training, "steps", self.updates)
         by_clock = replace(training, warmup=0, steps=SCALE)

@@ -74,12 +74,13 @@ def test_shares_of_a_training_become_updates() -> None:
 
 
 def test_a_training_for_minutes_follows_the_clock_to_its_last_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
     minutes = script("train_minutes")
     endless = [f"tokenizer.{name}={minutes.ENDLESS}" for name in ("training.steps", "loss.quantize_after")]
     recipe = Recipe.load("demo", [*endless, "tokenizer.training.learning_rate=1", "tokenizer.training.warmup=2"])
     assert recipe.tokenizer is not None
     training, loss = recipe.tokenizer.training, recipe.tokenizer.loss
-    clock = minutes.Clock(recipe, "tokenizer", 100.0, {"quantize_after": 0.4})
+    clock = minutes.Clock(recipe, 100.0, {"tokenizer.loss.quantize_after": 0.4})
     seen = []
     for step, now in enumerate((1000.0, 1025.0, 1050.0, 1075.0, 1101.0)):
         monkeypatch.setattr(minutes.time, "monotonic", lambda now=now: now)
