@@ -101,9 +101,17 @@ def test_stages_of_a_recipe_do_what_they_say(tmp_path):
     step, guided, decode = (stages[name].work for name in ("step", "guided step", "decode"))
     assert guided.flops == 2 * step.flops
     assert step.moved < guided.moved < 2 * step.moved  # the weights are read once for both
-    for name, steps in (("clip", 20), ("100 steps", 100)):
+    for name, steps in (("clip", subject.recipe.sampling.steps), ("100 steps", 100)):
         assert stages[name].work.flops == pytest.approx(steps * guided.flops + decode.flops, rel=0.05)
+    assert f"{subject.recipe.sampling.steps} guided steps" in stages["clip"].what
     assert subject.parameters()["denoiser"] == sum(p.numel() for p in subject.pipeline.denoiser.parameters())
+
+
+def test_a_clip_is_sampled_as_the_recipe_says(tmp_path):
+    student = Subject(Recipe.load("demo", ["sampling.steps=4", "sampling.guidance_scale=1"]), CPU, torch.float32)
+    step, decode, clip = (NETWORKS[name](student, tmp_path) for name in ("step", "decode", "clip"))
+    assert clip.work.flops == pytest.approx(4 * step.work.flops + decode.work.flops, rel=0.05)
+    assert "4 steps" in clip.what
 
 
 def test_a_first_video_is_made_in_a_process_of_its_own(tmp_path):

@@ -24,8 +24,7 @@ from vqvdm.processor import keep_packed
 from vqvdm.recipe import Recipe
 from vqvdm.tokenizer import VideoTokenizer
 
-GUIDANCE = 2.0
-STEPS = 20  # of a clip
+GUIDANCE = 2.0  # of guided steps
 STEPS_IN_A_ROW = 5  # of which one is the mean
 _MATRIX = 2048  # sides of the matrices whose product is the ceiling
 _COPIED = 1 << 26  # numbers copied to measure the memory
@@ -111,13 +110,13 @@ class Subject:
         return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
 
     @torch.inference_mode()
-    def sample(self, steps: int) -> Tensor:
-        """Clips out of noise, guided: uint8 (b, t, c, h, w)."""
+    def sample(self, steps: int, scale: float) -> Tensor:
+        """Clips out of noise, in so many steps guided so strongly: uint8 (b, t, c, h, w)."""
         labels = [0] if self.pipeline.num_classes else None
         output: Any = self.pipeline(
             class_labels=labels,
             num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
+            guidance_scale=scale,
             num_videos_per_prompt=self.batch,
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
@@ -184,11 +183,22 @@ def _decode(subject: Subject, folder: Path) -> Stage:
     return _counted(f"latents to {_clips(subject)}", run, subject.dtype, subject.batch)
 
 
-def _clip(steps: int, subject: Subject, folder: Path) -> Stage:
-    one, two = (work_of(partial(subject.sample, number)) for number in (1, 2))
-    what = f"noise to uint8 video: {steps} guided steps and decoding, {_clips(subject)}"
+def _clip(subject: Subject, folder: Path) -> Stage:
+    """As the recipe samples: a student of few steps has its own number of them, and no guidance."""
+    sampling = subject.recipe.sampling
+    return _sampled(subject, sampling.steps, sampling.guidance_scale)
+
+
+def _many_steps(subject: Subject, folder: Path) -> Stage:
+    return _sampled(subject, 100, GUIDANCE)
+
+
+def _sampled(subject: Subject, steps: int, scale: float) -> Stage:
+    one, two = (work_of(partial(subject.sample, number, scale)) for number in (1, 2))
+    kind = "steps" if scale == 1 else "guided steps"
+    what = f"noise to uint8 video: {steps} {kind} and decoding, {_clips(subject)}"
     work = one + (steps - 1) * (two - one)
-    return Stage(partial(subject.sample, steps), what, work, subject.batch, subject.dtype)
+    return Stage(partial(subject.sample, steps, scale), what, work, subject.batch, subject.dtype)
 
 
 def _evaluate(subject: Subject, folder: Path) -> Stage:
@@ -207,8 +217,8 @@ NETWORKS: Mapping[str, Callable[[Subject, Path], Stage]] = {
     "guided step": _guided_step,
     "encode": _encode,
     "decode": _decode,
-    "clip": partial(_clip, STEPS),
-    "100 steps": partial(_clip, 100),
+    "clip": _clip,
+    "100 steps": _many_steps,
     "evaluate": _evaluate,
 }
 
