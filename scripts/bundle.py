@@ -9,7 +9,6 @@ tokenizer whose decoder was trained on (`tokenizer.decoder_only`) may take the p
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
@@ -46,9 +45,6 @@ def main() -> None:
     with whole_folder(folder) as made:
         pipeline.write_sample(made)
         pipeline.save_pretrained(made)
-        for path in made.rglob("*.json"):  # diffusers writes down where each part was loaded from
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            path.write_text(json.dumps({k: v for k, v in facts.items() if k != "_name_or_path"}, indent=2) + "\n")
         size = sum(path.stat().st_size for path in made.rglob("*.safetensors"))
         if size > LARGEST:
             sys.exit(f"{size:,} bytes of weights are more than {LARGEST:,}")

@@ -29,6 +29,13 @@ def test_places_of_a_model(run):
     assert keys == [tiny_tokenizer(1).fingerprint()] * 2 + [tiny_tokenizer(0).fingerprint()]
 
 
+def test_what_is_saved_does_not_tell_where_it_was_loaded_from(run, tmp_path):
+    load_pipeline(run, "cpu").save_pretrained(tmp_path)
+    settings = list(tmp_path.rglob("*.json"))
+    assert len(settings) == 4
+    assert not [path for path in settings if str(run) in path.read_text()]
+
+
 def test_loading_from_disk_draws_no_progress_bar(run, capsys):
     load_pipeline(run, "cpu")
     assert "Loading" not in capsys.readouterr().err

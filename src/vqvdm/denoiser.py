@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vqvdm.context import MASKS
 from vqvdm.errors import InputError
-from vqvdm.identity import changed_settings, fingerprint
+from vqvdm.identity import Configured, changed_settings, fingerprint
 from vqvdm.layers import Conv3d, Linear, Stride, fold, groups_of, unfold
 
 _LONG = 128  # places, from which on products of matrices in bf16 are the fastest attention on a CPU
@@ -164,7 +164,7 @@ class Level(NamedTuple):
     blocks: int
 
 
-class VideoDenoiser(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
     """Predicts noise, velocity or clean latents from noisy ones (what, is the objective's business)."""
 
     _supports_gradient_checkpointing = True

@@ -9,7 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import ConfigMixin
 from torch import Tensor
+
+
+class Configured(ConfigMixin):
+    """Settings of a network or pipeline, saved without the path they were loaded from (diffusers writes it down)."""
+
+    def to_json_string(self) -> str:
+        """The settings as they stand in config.json."""
+        settings = json.loads(super().to_json_string())
+        settings.pop("_name_or_path", None)
+        return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
 
 def changed_settings(network: Any) -> dict[str, Any]:

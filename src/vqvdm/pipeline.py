@@ -38,7 +38,7 @@ from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 from vqvdm.given import Keeper, read_given
 from vqvdm.graphs import GraphedDenoiser
-from vqvdm.identity import changed_settings, fingerprint
+from vqvdm.identity import Configured, changed_settings, fingerprint
 from vqvdm.model_card import SAMPLE, model_card
 from vqvdm.output import VQVDMPipelineOutput
 from vqvdm.prediction import Predictor
@@ -56,7 +56,7 @@ HUB_FILES = ("*.json", "*.safetensors", "*.yaml", "*.md", "*.py", SAMPLE)
 SHIM = 'from vqvdm import VQVDMPipeline\n\n__all__ = ["VQVDMPipeline"]\n'
 
 
-class VQVDMPipeline(DiffusionPipeline):
+class VQVDMPipeline(Configured, DiffusionPipeline):
     """Class-conditional or unconditional video generation by latent diffusion.
 
     Args:

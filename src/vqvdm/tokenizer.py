@@ -8,14 +8,14 @@ from fractions import Fraction
 from typing import Literal
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from vqvdm.autoencoder import DOWN, Decoder, Encoder, PixelBlock, Resampling, TATSDecoder, TATSEncoder
 from vqvdm.errors import InputError
-from vqvdm.identity import changed_settings, fingerprint
+from vqvdm.identity import Configured, changed_settings, fingerprint
 from vqvdm.layers import Stride
 from vqvdm.processor import packed_weights
 from vqvdm.quantizers import (
@@ -41,7 +41,7 @@ class TokenizerOutput:
     usage: Tensor  # scalar, 0..1
 
 
-class VideoTokenizer(ModelMixin, ConfigMixin):
+class VideoTokenizer(ModelMixin, Configured):
     """The 3D VQGAN: `encode` gives normalised latents, `decode` a clip; in between a codebook, FSQ or nothing.
 
     Latents are normalised per channel by statistics that are saved with the weights; nothing outside this class sees
