@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
+import torch.nn.functional as F
 from torch import nn
 
 from vqvdm import VideoDenoiser
-from vqvdm.denoiser import Attention, _laid_out, _rotate, turns_of
+from vqvdm.denoiser import Attention, _attend, _laid_out, _rotate, turns_of
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 
@@ -141,6 +142,36 @@ def test_attention_in_bf16_is_that_in_single_precision(axis: str, side: int, tra
         found = attention.bfloat16()(x.bfloat16(), turns).float()
     assert (expected - x).std() > 0.3
     assert (found - expected).abs().mean() < 0.02 * (expected - x).std()
+
+
+def test_scores_of_hundreds_are_told_apart_in_bf16_training() -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 2, 64, 32).bfloat16() for _ in range(3))
+    q, k = 8 * q, 8 * k  # scores of deviation 64, as they stood in a network trained for a day
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _attend(q.requires_grad_(), k, v)
+    assert (found - expected).abs().mean() < 0.001  # 0.006 with scores in bf16
+
+
+def test_normalised_queries_and_keys_keep_scores_small() -> None:
+    """A score is a product of unit vectors times the square root of the width and the two gains."""
+    torch.manual_seed(0)
+    attention, x = Attention(16, head_dim=8, qk_norm=True), torch.randn(2, 16, 3, 4, 5)
+    nn.init.normal_(attention.qkv.weight)
+    nn.init.normal_(attention.out.weight)
+    frames = attention.norm(x.permute(0, 2, 3, 4, 1)).reshape(6, 20, 16)  # (b t) (h w) c
+    q, k, v = (part.view(6, 20, 2, 8).transpose(1, 2) for part in attention.qkv(frames).chunk(3, dim=-1))
+    q, k = (y - y.mean(-1, keepdim=True) for y in (q, k))
+    q, k = (y / y.norm(dim=-1, keepdim=True) for y in (q, k))
+    weights = (q @ k.transpose(-1, -2) * 8**0.5).softmax(-1)
+    expected = attention.out((weights @ v).transpose(1, 2).reshape(2, 3, 4, 5, 16)).permute(0, 4, 1, 2, 3)
+    torch.testing.assert_close(attention(x) - x, expected, atol=1e-3, rtol=1e-3)
+    once = attention(x)
+    with torch.no_grad():
+        attention.qkv.weight[:32] *= 100  # those of queries and keys
+        attention.qkv.bias[:32] *= 100
+    torch.testing.assert_close(attention(x), once, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("axis", ["space", "time"])

@@ -53,6 +53,15 @@ def test_hub_names(run, monkeypatch):
     assert asked == ["someone/videos"] * 2
 
 
+def test_a_run_that_is_not_there_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "toy").mkdir(parents=True)
+    (tmp_path / "runs" / "demo").mkdir()
+    for load in (load_pipeline, load_tokenizer):
+        with pytest.raises(InputError, match=r"there is no runs/toi; runs holds toy, demo$"):
+            load("runs/toi")
+
+
 def test_hub_that_does_not_answer(monkeypatch):
     def fail(name, **_):
         raise OSError("no such repository\nand much more")
@@ -69,7 +78,7 @@ def test_nothing_there(tmp_path):
     for load, what in ((load_pipeline, "pipeline"), (load_tokenizer, "tokenizer")):
         with pytest.raises(InputError, match=f"holds no {what}"):
             load(tmp_path)
-        with pytest.raises(InputError, match="is neither a folder nor a name on the hub"):
+        with pytest.raises(InputError, match=r"there is no .*nowhere; .* holds no folders"):
             load(tmp_path / "nowhere")
 
 

@@ -67,13 +67,16 @@ class Attention(nn.Module):
     In space, the zero padding of the convolutions tells positions apart.
     """
 
-    def __init__(self, channels: int, head_dim: int) -> None:
+    def __init__(self, channels: int, head_dim: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = max(channels // head_dim, 1)
         self.head_width = channels // self.heads
         self.norm = nn.LayerNorm(channels)
         self.qkv = Linear(channels, 3 * channels)
         self.out = Linear(channels, channels)
+        self.norm_q, self.norm_k = (
+            nn.LayerNorm(self.head_width, bias=False) if qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
         """(b, c, t, h, w), unchanged: along time with `turns_of` its frames and `head_width`, else within frames."""
@@ -82,11 +85,12 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # (b, t, h, w, 3, n, d)
         if turns is None:
             q, k, v = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6), places=2).flatten(4, 5)  # (3, b, t, n, h w, d)
+            q, k = self.norm_q(q).to(v), self.norm_k(k).to(v)
             out = _attend(q, k, v).unflatten(3, x.shape[3:]).permute(0, 1, 3, 4, 2, 5)
         else:
             parts = _laid_out(qkv.permute(4, 0, 2, 3, 5, 1, 6), places=1)  # (3, b, h, w, n, t, d)
-            q, k = _rotate(parts[:2], turns)
-            out = _attend(q, k, parts[2]).permute(0, 4, 1, 2, 3, 5)
+            q, k, v = self.norm_q(parts[0]).to(parts), self.norm_k(parts[1]).to(parts), parts[2]
+            out = _attend(_rotate(q, turns), _rotate(k, turns), v).permute(0, 4, 1, 2, 3, 5)
         out = out.to(qkv.dtype, memory_format=torch.contiguous_format).flatten(4)  # (b, t, h, w, n d)
         return x + self.out(out).permute(0, 4, 1, 2, 3)
 
@@ -119,9 +123,12 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of (..., n, d) each, by what is fastest."""
     if _as_products(q, q.shape[-2]):
         queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
-        scale, start = q.shape[-1] ** -0.5, q.new_zeros(1, 1, 1)
-        scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=0, alpha=scale)
-        return torch.bmm(scores.softmax(-1), values).view(q.shape)
+        if torch.is_grad_enabled():  # scores of a hundred and more, rounded to bf16, differ by halves
+            queries, keys = queries.float(), keys.float()
+        scale, start = q.shape[-1] ** -0.5, queries.new_zeros(1, 1, 1)
+        with torch.autocast(q.device.type, enabled=False):
+            scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=0, alpha=scale)
+            return torch.bmm(scores.softmax(-1).to(values), values).view(q.shape)
     queries, keys, values = (x.flatten(0, -4) for x in (q, k, v))  # the fast kernels want four dimensions
     return F.scaled_dot_product_attention(queries, keys, values).view(q.shape)
 
@@ -144,12 +151,12 @@ class Block(nn.Module):
     """3D residual block, spatial attention, temporal attention."""
 
     def __init__(
-        self, channels: int, out: int, condition: int, kernel: tuple[int, int, int], head_dim: int, attention: bool
+        self, channels: int, level: Level, condition: int, kernel: tuple[int, int, int], head_dim: int, qk_norm: bool
     ) -> None:
         super().__init__()
-        self.residual = ResidualBlock(channels, out, condition, kernel)
-        self.space = Attention(out, head_dim) if attention else nn.Identity()
-        self.time = Attention(out, head_dim)
+        self.residual = ResidualBlock(channels, level.channels, condition, kernel)
+        self.space = Attention(level.channels, head_dim, qk_norm) if level.attention else nn.Identity()
+        self.time = Attention(level.channels, head_dim, qk_norm)
 
     def forward(self, x: Tensor, condition: Tensor, turns: Turns, made: bool = False) -> Tensor:
         """(b, c, t, h, w), (b, e) -> (b, out, t, h, w); see `ResidualBlock`."""
@@ -184,6 +191,7 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
         spatial_attention: tuple[bool, ...] | None = None,
         self_condition: bool = False,
         context: bool = False,
+        qk_norm: bool = False,
     ) -> None:
         """Build an untrained denoiser; its output starts at zero.
 
@@ -199,6 +207,9 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
             spatial_attention: for each level, whether frames attend within themselves; None means all.
             self_condition: whether it takes an estimate of the clean latents beside the noisy ones (Chen et al. 2023).
             context: whether it takes given latents and their masks beside the noisy ones; see `context.py`.
+            qk_norm: whether queries and keys are normalised in each head (Dehghani et al. 2023, "Scaling Vision
+                Transformers to 22 Billion Parameters", section 2): without, their products grow as long as Muon
+                trains, up to hundreds, where bfloat16 cannot tell them apart and a softmax learns nothing.
 
         Raises:
             InputError: settings that contradict each other.
@@ -219,7 +230,7 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
         )  # the last one is "no class"
 
         def block(fan_in: int, level: Level) -> Block:
-            return Block(fan_in, level.channels, condition, kernel, head_dim, level.attention)
+            return Block(fan_in, level, condition, kernel, head_dim, qk_norm)
 
         self.patch: Stride = patch
         halvings = 2 ** (len(channels) - 1)

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
@@ -76,10 +77,10 @@ def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> Video
         InputError: there is none, or its files are damaged.
     """
     with _readable(model):
-        if not Path(model).exists() and _HUB_ID.fullmatch(os.fspath(model)):
-            model = VQVDMPipeline.download(model)
-        folder = _find(model, ("tokenizer", "pipeline/tokenizer", ""), "config.json", "a tokenizer")
-        assert folder is not None  # names on the hub are folders by now
+        places, marker, what = ("tokenizer", "pipeline/tokenizer", ""), "config.json", "a tokenizer"
+        folder = _find(model, places, marker, what)
+        if folder is None:
+            folder = _find(VQVDMPipeline.download(model), places, marker, what)
         tokenizer = VideoTokenizer.from_pretrained(os.fspath(folder))
     return tokenizer.to(pick_device(device)).eval()  # pyrefly: ignore[bad-argument-type]
 
@@ -97,6 +98,11 @@ def _find(model: str | os.PathLike[str], places: Sequence[str], marker: str, wha
             looked = ", ".join(str(Path(model) / place / marker) for place in places)
             raise InputError(f"{model} holds no {what.removeprefix('a ')}: there is none of {looked}")
         return found[0]
+    beside = Path(model).parent
+    if not Path(model).exists() and beside.name and beside.is_dir():  # runs/toi: nobody means the hub
+        there = sorted(path.name for path in beside.iterdir() if path.is_dir() and path.name[0] != ".")
+        likely = ", ".join(get_close_matches(Path(model).name, there, n=5, cutoff=0))
+        raise InputError(f"there is no {model}; {beside} holds {likely or 'no folders'}")
     if Path(model).exists() or not _HUB_ID.fullmatch(os.fspath(model)):
         names = ", ".join(models.names())
         there = f" nor of {names}" if names else "; this package came without its own model"

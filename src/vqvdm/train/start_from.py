@@ -19,7 +19,7 @@ def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser, known: Ma
     """Give a network the weights of another one.
 
     A network that takes an estimate of the clean latents, or given ones, may start from one that does not: it does not
-    heed them yet.
+    heed them yet. One that normalises queries and keys may, too, but attends in another way at first.
 
     Args:
         denoiser: gets them.
@@ -30,7 +30,8 @@ def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser, known: Ma
     Raises:
         InputError: other parts differ in their shapes.
     """
-    weights = other.state_dict()
+    gains = {name: value for name, value in denoiser.state_dict().items() if ".norm_q." in name or ".norm_k." in name}
+    weights = {**gains, **other.state_dict()}
     classes, others = denoiser.config["num_classes"], other.config["num_classes"]
     if known is None and classes != others:
         known = {}
