@@ -31,6 +31,7 @@ from vqvdm.evaluation.report import table as markdown
 from vqvdm.structure import listed
 
 TRIAL, SKIPPED = 24, 8  # updates that tell the speed, of which the first do not count
+LONGEST = 120  # seconds of a trial, after which fewer updates will do
 NEVER = 10**6
 COLUMNS = {
     "tokenizer": ("psnr", "ssim", "lpips_vgg", "lpips_alex", "rfvd", "codebook_usage"),
@@ -128,12 +129,15 @@ def seconds_of_an_update(words: list[str | Path], trial: Path, stage: str) -> fl
     command = [sys.executable, "-m", "vqvdm", *map(str, words)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         while len(seconds := [record["seconds"] for record in log_of(trial, stage)]) < TRIAL:
+            if len(seconds) > 1 and seconds[-1] > LONGEST:
+                break
             if process.poll() is not None:
                 _, complaint = process.communicate()
                 sys.exit(f"vqvdm {' '.join(command[3:])}\n{complaint[-2000:]}")
             time.sleep(0.2)
         process.kill()
-    return (seconds[-1] - seconds[SKIPPED - 1]) / (len(seconds) - SKIPPED)
+    skipped = min(SKIPPED, len(seconds) // 2)
+    return (seconds[-1] - seconds[skipped - 1]) / (len(seconds) - skipped)
 
 
 def prepare(run: Path, latents: Path | None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 import torch.nn.functional as F
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from vqvdm import VideoDenoiser
@@ -131,9 +131,10 @@ def test_temporal_attention_is_torchs_own_between_rotated_frames() -> None:
 @pytest.mark.parametrize("axis", ["space", "time"])
 @pytest.mark.parametrize("side", [4, 12])  # from 128 places on, attention in space is products of matrices
 @pytest.mark.parametrize("trained", [False, True])
-def test_attention_in_bf16_is_that_in_single_precision(axis: str, side: int, trained: bool) -> None:
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_attention_in_bf16_is_that_in_single_precision(axis: str, side: int, trained: bool, qk_norm: bool) -> None:
     torch.manual_seed(0)
-    attention, x = Attention(32, head_dim=16), torch.randn(2, 32, 4, side, side)
+    attention, x = Attention(32, head_dim=16, qk_norm=qk_norm), torch.randn(2, 32, 4, side, side)
     nn.init.normal_(attention.qkv.weight, std=0.5)
     nn.init.normal_(attention.out.weight, std=0.2)
     turns = turns_of(4, 16, CPU) if axis == "time" else None
@@ -175,9 +176,10 @@ def test_normalised_queries_and_keys_keep_scores_small() -> None:
 
 
 @pytest.mark.parametrize("axis", ["space", "time"])
-def test_gradients_of_attention_in_bf16_are_those_in_single_precision(axis: str) -> None:
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_gradients_of_attention_in_bf16_are_those_in_single_precision(axis: str, qk_norm: bool) -> None:
     torch.manual_seed(0)
-    attention, x = Attention(32, head_dim=16), torch.randn(2, 32, 4, 6, 6)
+    attention, x = Attention(32, head_dim=16, qk_norm=qk_norm), torch.randn(2, 32, 4, 6, 6)
     nn.init.normal_(attention.qkv.weight, std=0.5)
     nn.init.normal_(attention.out.weight, std=0.2)
     turns, weights = turns_of(4, 16, CPU) if axis == "time" else None, torch.randn_like(x)

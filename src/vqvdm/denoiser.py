@@ -75,7 +75,7 @@ class Attention(nn.Module):
         self.qkv = Linear(channels, 3 * channels)
         self.out = Linear(channels, channels)
         self.norm_q, self.norm_k = (
-            nn.LayerNorm(self.head_width, bias=False) if qk_norm else nn.Identity() for _ in range(2)
+            HeadNorm(self.head_width, bias=False) if qk_norm else nn.Identity() for _ in range(2)
         )
 
     def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
@@ -85,14 +85,23 @@ class Attention(nn.Module):
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # (b, t, h, w, 3, n, d)
         if turns is None:
             q, k, v = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6), places=2).flatten(4, 5)  # (3, b, t, n, h w, d)
-            q, k = self.norm_q(q).to(v), self.norm_k(k).to(v)
+            q, k = self.norm_q(q), self.norm_k(k)
             out = _attend(q, k, v).unflatten(3, x.shape[3:]).permute(0, 1, 3, 4, 2, 5)
         else:
             parts = _laid_out(qkv.permute(4, 0, 2, 3, 5, 1, 6), places=1)  # (3, b, h, w, n, t, d)
-            q, k, v = self.norm_q(parts[0]).to(parts), self.norm_k(parts[1]).to(parts), parts[2]
+            q, k, v = self.norm_q(parts[0]), self.norm_k(parts[1]), parts[2]
             out = _attend(_rotate(q, turns), _rotate(k, turns), v).permute(0, 4, 1, 2, 3, 5)
         out = out.to(qkv.dtype, memory_format=torch.contiguous_format).flatten(4)  # (b, t, h, w, n d)
         return x + self.out(out).permute(0, 4, 1, 2, 3)
+
+
+class HeadNorm(nn.LayerNorm):
+    """Layer norm of each head's queries or keys, in whatever precision they come (see `_laid_out`)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., d), unchanged."""
+        weight = self.weight.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, None, self.eps).to(input.dtype)
 
 
 def _laid_out(qkv: Tensor, places: int) -> Tensor:

@@ -78,9 +78,8 @@ def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> Video
     """
     with _readable(model):
         places, marker, what = ("tokenizer", "pipeline/tokenizer", ""), "config.json", "a tokenizer"
-        folder = _find(model, places, marker, what)
-        if folder is None:
-            folder = _find(VQVDMPipeline.download(model), places, marker, what)
+        folder = _find(model, places, marker, what) or _find(VQVDMPipeline.download(model), places, marker, what)
+        assert folder is not None  # what was downloaded is a folder
         tokenizer = VideoTokenizer.from_pretrained(os.fspath(folder))
     return tokenizer.to(pick_device(device)).eval()  # pyrefly: ignore[bad-argument-type]
 

@@ -94,9 +94,14 @@ def train(
         description: heads the progress bar.
 
     Raises:
-        InputError: another writer at work in `run`, a checkpoint of another architecture, a full disk, or NaN twice.
+        InputError: `run` cannot be made, another writer is at work in it, a checkpoint of another architecture, a full
+            disk, or NaN twice.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
+    try:
+        run.mkdir(parents=True, exist_ok=True)  # not before data and models were found to be in order
+    except OSError as error:
+        raise InputError(f"the run folder {run} cannot be made: {error.strerror}") from error
     with sole_writer(run) if accelerator.is_main_process else nullcontext():
         return _train(stage, accelerator, dataset, recipe, run, description)
 
@@ -138,16 +143,12 @@ def make_accelerator(training: TrainingRecipe, run: Path) -> Accelerator:
     """Device, processes and trackers; precision is the stage's own matter (`optimization.autocast`).
 
     Raises:
-        InputError: a tracker is not installed, or the run folder cannot be made.
+        InputError: a tracker is not installed.
     """
     available = {str(tracker.value) for tracker in get_available_trackers()}
     missing = [tracker for tracker in training.trackers if tracker not in available]
     if missing:
         raise InputError(f"training.trackers asks for {missing[0]}, which is not installed: pip install {missing[0]}")
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"the run folder {run} cannot be made: {error.strerror}") from error
     return Accelerator(
         cpu=on_cpu(),
         mixed_precision="no",
