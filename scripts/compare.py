@@ -3,12 +3,12 @@
 
 scripts/compare.py scripts/tables/tokenizers.yaml --minutes 12 data.path=clips
 
-Each variant trains alone, in a folder of its own below --folder: a few updates tell its speed, and its number of
-updates follows from that, so that every learning rate ends where it should. What is finished is kept; the same command
-goes on. Denoisers share the tokenizer and the latents of the run named by --latents.
+Each variant trains alone, in a folder of its own below --folder, by scripts/train_minutes.py: every learning rate
+follows the clock to its end. What is finished is kept; the same command goes on. Denoisers share the tokenizer and the
+latents of the run named by --latents.
 
 The file of variants holds `recipe`, `stage` (tokenizer or denoiser), `evaluate` (further words for `vqvdm evaluate`),
-`common` (overrides of all) and `variants` (name: overrides). A number of updates may be a share: quantize_after=30%.
+`common` (overrides of all) and `variants` (name: overrides). When a loss enters may be a share: quantize_after=30%.
 A variant of `first`, `share` and `then` trains with the overrides of `first` for that share of the time, and starts
 from what comes of it.
 """
@@ -19,9 +19,7 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from argparse import ArgumentParser, Namespace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,7 @@ import yaml
 from vqvdm.evaluation.report import table as markdown
 from vqvdm.structure import listed
 
-TRIAL, SKIPPED = 24, 8  # updates that tell the speed, of which the first do not count
-LONGEST = 120  # seconds of a trial, after which fewer updates will do
+SCRIPTS = Path(__file__).parent
 NEVER = 10**6
 COLUMNS = {
     "tokenizer": ("psnr", "ssim", "lpips_vgg", "lpips_alex", "rfvd", "codebook_usage"),
@@ -84,7 +81,7 @@ def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], a
         verb = {"tokenizer": "reconstructions", "denoiser": "samples"}[stage]
         clips = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]["path"]
         against = ["--reference", clips] if stage == "denoiser" else [clips]
-        vqvdm("evaluate", verb, run, *against, *map(str, table.get("evaluate", [])), "--report", report)
+        call("-m", "vqvdm", "evaluate", verb, run, *against, *map(str, table.get("evaluate", [])), "--report", report)
     parts = [log_of(part, stage)[-1] for part in (run / "first", run) if part.exists()]
     metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
     figures = {name: figure["value"] for name, figure in metrics.items()}
@@ -101,43 +98,16 @@ def check_same(path: Path, words: dict[str, Any]) -> None:
 
 
 def train(table: dict[str, Any], run: Path, overrides: list[str], minutes: float, latents: Path | None) -> None:
-    """Train a variant for so long."""
-    stage = table["stage"]
-    words = ["train", stage, table["recipe"]]
-    quiet = [f"{stage}.training.{key}={NEVER}" for key in ("sample_every", "checkpoint_every")]
-    if not (run / "steps").exists():
-        trial = run.with_name(f".{run.name}-trial")
-        endless = [f"{stage}.training.steps={NEVER}", f"{stage}.training.log_every=1", *quiet, "--run", trial]
-        begins = sorted({0.0, *(share for word in overrides if (share := share_of(word)) is not None)})
-        mean = 0.0  # seconds of an update, of which each part of the training has its own
-        for begin, end in pairwise([*begins, 1.0]):
-            prepare(trial, latents)
-            now = with_shares(overrides, {share: 0 if share <= begin else NEVER for share in begins})
-            mean += (end - begin) * seconds_of_an_update([*words, *now, *endless], trial, stage)
-            shutil.rmtree(trial)
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "steps").write_text(str(max(round(60 * minutes / mean), 1)))
+    """Train a variant for so long, from its beginning: the clock of a training that was stopped is lost."""
+    stage, done = table["stage"], run / "trained"
+    if done.exists():
+        return
     prepare(run, latents)
-    steps = int((run / "steps").read_text())
-    updates = {share: round(share * steps) for word in overrides if (share := share_of(word)) is not None}
-    now = with_shares(overrides, updates)
-    vqvdm(*words, *now, "--run", run, f"{stage}.training.steps={steps}", *quiet[:1])
-
-
-def seconds_of_an_update(words: list[str | Path], trial: Path, stage: str) -> float:
-    """Mean of a few updates of a training that is then killed."""
-    command = [sys.executable, "-m", "vqvdm", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        while len(seconds := [record["seconds"] for record in log_of(trial, stage)]) < TRIAL:
-            if len(seconds) > 1 and seconds[-1] > LONGEST:
-                break
-            if process.poll() is not None:
-                _, complaint = process.communicate()
-                sys.exit(f"vqvdm {' '.join(command[3:])}\n{complaint[-2000:]}")
-            time.sleep(0.2)
-        process.kill()
-    skipped = min(SKIPPED, len(seconds) // 2)
-    return (seconds[-1] - seconds[skipped - 1]) / (len(seconds) - skipped)
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    (run / "log.jsonl").unlink(missing_ok=True)
+    words = [stage, table["recipe"], *overrides, f"{stage}.training.sample_every={NEVER}", "--run", run]
+    call(SCRIPTS / "train_minutes.py", *words, "--minutes", minutes)
+    done.touch()
 
 
 def prepare(run: Path, latents: Path | None) -> None:
@@ -148,27 +118,12 @@ def prepare(run: Path, latents: Path | None) -> None:
             (run / part).symlink_to((latents / part).resolve())
 
 
-def vqvdm(*words: str | Path) -> None:
-    """Run a command of the package; its complaints are ours."""
-    command = [sys.executable, "-m", "vqvdm", *map(str, words)]
+def call(*words: Any) -> None:
+    """Run a script or module of Python; its complaints are ours."""
+    command = [sys.executable, *map(str, words)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(f"vqvdm {' '.join(command[3:])}\n{done.stderr[-2000:]}")
-
-
-def with_shares(overrides: list[str], updates: dict[float, int]) -> list[str]:
-    """The overrides, in which shares of the training, such as loss.quantize_after=30%, become numbers of updates."""
-    words = []
-    for word in overrides:
-        key, share = word.partition("=")[0], share_of(word)
-        words.append(word if share is None else f"{key}={updates[share]}")
-    return words
-
-
-def share_of(override: str) -> float | None:
-    """0.3 of loss.quantize_after=30%; None of others."""
-    value = override.partition("=")[2]
-    return float(value[:-1]) / 100 if value.endswith("%") else None
+        sys.exit(f"{' '.join(command[1:])}\n{done.stderr[-2000:]}")
 
 
 def log_of(run: Path, stage: str) -> list[dict[str, Any]]:

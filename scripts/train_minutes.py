@@ -4,7 +4,7 @@
 scripts/train_minutes.py tokenizer asl64 data.path=clips tokenizer.loss.quantize_after=40% --run runs/mine --minutes 9
 scripts/train_minutes.py denoiser runs/mine --minutes 10
 
-As in scripts/compare.py, the update at which a loss of the tokenizer enters (quantize_after, perceptual_after) may be a
+The update at which a loss of the tokenizer enters (quantize_after, perceptual_after, adversarial.start) may be a
 share: it is the one that is due when that share of the time is over. How many updates it came to stands in the log and
 at the end of the output. The clock is no part of a checkpoint: a run that was stopped would go on with all its minutes
 before it.
@@ -19,15 +19,13 @@ from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
-from compare import share_of, with_shares
-
 from vqvdm.recipe import Recipe, TrainingRecipe
 from vqvdm.train import denoiser, optimization, tokenizer
 
 STAGES = {"tokenizer": (tokenizer, tokenizer.train_tokenizer), "denoiser": (denoiser, denoiser.train_denoiser)}
 ENDLESS = 10**8  # updates: time ends the training
 SCALE = 10**6  # parts into which the clock divides the cosine
-LATE = ("tokenizer.loss.quantize_after", "tokenizer.loss.perceptual_after")
+LATE = tuple(f"tokenizer.loss.{name}" for name in ("quantize_after", "perceptual_after", "adversarial.start"))
 
 
 def main() -> None:
@@ -44,14 +42,20 @@ def main() -> None:
     shares = {word.partition("=")[0]: share for word in asked.overrides if (share := share_of(word)) is not None}
     for key in shares:
         if key not in LATE:
-            sys.exit(f"{key} cannot be a share of the time; only {' and '.join(LATE)} can")
-    overrides = with_shares(asked.overrides, dict.fromkeys(shares.values(), ENDLESS))
+            sys.exit(f"{key} cannot be a share of the time; only {', '.join(LATE)} can")
+    overrides = [word for word in asked.overrides if share_of(word) is None] + [f"{key}={ENDLESS}" for key in shares]
     recipe = Recipe.load(asked.recipe, [*overrides, f"{asked.stage}.training.steps={ENDLESS}"], check_models=True)
     clock = Clock(recipe, 60 * asked.minutes, shares)
     module, train = STAGES[asked.stage]
     module.learning_rate = clock.rate
     train(recipe, asked.run or Path(asked.recipe))
     print(f"{clock.updates} updates in {asked.minutes:g} minutes")
+
+
+def share_of(override: str) -> float | None:
+    """0.3 of loss.quantize_after=30%; None of others."""
+    value = override.partition("=")[2]
+    return float(value[:-1]) / 100 if value.endswith("%") else None
 
 
 class Clock:

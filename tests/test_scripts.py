@@ -63,10 +63,25 @@ def test_all_rows_guide_at_all_levels_but_those_of_intervals() -> None:
     ]
 
 
-def test_shares_of_a_training_become_updates() -> None:
+def test_a_variant_is_trained_once_and_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare, run, called = script("compare"), tmp_path / "run", []
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "log.jsonl").write_text("{}")  # stopped on its way
+
+    def call(*words: object) -> None:
+        assert not (run / "checkpoints").exists() and not (run / "log.jsonl").exists()
+        called.append(" ".join(map(str, words)))
+
+    monkeypatch.setattr(compare, "call", call)
+    for _ in range(2):
+        compare.train({"stage": "tokenizer", "recipe": "demo"}, run, ["data.size=16"], 0.5, None)
+    assert len(called) == 1
+    assert "train_minutes.py tokenizer demo data.size=16 " in called[0]
+    assert called[0].endswith(f"--run {run} --minutes 0.5")
+
+
+def test_rows_of_variants_as_a_table() -> None:
     compare = script("compare")
-    words = ["tokenizer.loss.quantize_after=40%", "tokenizer.loss.l1=1"]
-    assert compare.with_shares(words, {0.4: 12}) == ["tokenizer.loss.quantize_after=12", "tokenizer.loss.l1=1"]
     rows = {"a": {"updates": 3, "minutes": 1.25, "fvd": 12.345, "other": 1.0}, "b": {"updates": 4, "minutes": 1.0}}
     lines = compare.as_table(rows, ("kvd", "fvd")).splitlines()
     assert lines[0] == "| variant | updates | minutes | fvd |"
@@ -74,7 +89,6 @@ def test_shares_of_a_training_become_updates() -> None:
 
 
 def test_a_training_for_minutes_follows_the_clock_to_its_last_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
     minutes = script("train_minutes")
     endless = [f"tokenizer.{name}={minutes.ENDLESS}" for name in ("training.steps", "loss.quantize_after")]
     recipe = Recipe.load("demo", [*endless, "tokenizer.training.learning_rate=1", "tokenizer.training.warmup=2"])
