@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from train_minutes import PROCESSOR
 
 from vqvdm.evaluation.report import table as markdown
 from vqvdm.structure import listed
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="the file of variants")
     parser.add_argument("overrides", nargs="*", help="changes of all variants as key=value")
     parser.add_argument("--minutes", type=float, required=True, help="of training, each")
+    parser.add_argument("--processor", action="store_true", help=PROCESSOR)
     parser.add_argument("--folder", type=Path, help="by default runs/ and the name of the table")
     parser.add_argument("--only", help="names of variants, with commas between")
     parser.add_argument("--latents", type=Path, help="a run with tokenizer/ and latents/, for denoisers")
@@ -66,6 +68,7 @@ def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], a
         "changes": changes,
         "overrides": asked.overrides,
         "minutes": minutes,
+        "processor": asked.processor,
         "evaluate": table.get("evaluate", []),
         "latents": asked.latents and str(asked.latents),
     }
@@ -74,18 +77,17 @@ def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], a
         if isinstance(changes, dict):
             first = run / "first"
             overrides = [*common, *changes["first"], *asked.overrides]
-            train(table, first, overrides, minutes * changes["share"], asked.latents)
+            train(table, first, overrides, minutes * changes["share"], asked)
             minutes, changes = minutes * (1 - changes["share"]), [*changes["then"], f"{stage}.start_from={first}"]
         overrides = [*common, *changes, *asked.overrides]
-        train(table, run, overrides, minutes, asked.latents)
+        train(table, run, overrides, minutes, asked)
         verb = {"tokenizer": "reconstructions", "denoiser": "samples"}[stage]
         clips = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))["data"]["path"]
         against = ["--reference", clips] if stage == "denoiser" else [clips]
         call("-m", "vqvdm", "evaluate", verb, run, *against, *map(str, table.get("evaluate", [])), "--report", report)
-    parts = [log_of(part, stage)[-1] for part in (run / "first", run) if part.exists()]
     metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
     figures = {name: figure["value"] for name, figure in metrics.items()}
-    return {"updates": parts[-1]["step"], "minutes": sum(part["seconds"] for part in parts) / 60, **figures}
+    return {"updates": updates_of(run, stage), **figures}
 
 
 def check_same(path: Path, words: dict[str, Any]) -> None:
@@ -97,16 +99,16 @@ def check_same(path: Path, words: dict[str, Any]) -> None:
         sys.exit(f"{path.parent} was begun as {before}, not as {words}: delete it, or name another --folder")
 
 
-def train(table: dict[str, Any], run: Path, overrides: list[str], minutes: float, latents: Path | None) -> None:
+def train(table: dict[str, Any], run: Path, overrides: list[str], minutes: float, asked: Namespace) -> None:
     """Train a variant for so long, from its beginning: the clock of a training that was stopped is lost."""
     stage, done = table["stage"], run / "trained"
     if done.exists():
         return
-    prepare(run, latents)
+    prepare(run, asked.latents)
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     (run / "log.jsonl").unlink(missing_ok=True)
     words = [stage, table["recipe"], *overrides, f"{stage}.training.sample_every={NEVER}", "--run", run]
-    call(SCRIPTS / "train_minutes.py", *words, "--minutes", minutes)
+    call(SCRIPTS / "train_minutes.py", *words, "--minutes", minutes, *(["--processor"] if asked.processor else []))
     done.touch()
 
 
@@ -126,23 +128,20 @@ def call(*words: Any) -> None:
         sys.exit(f"{' '.join(command[1:])}\n{done.stderr[-2000:]}")
 
 
-def log_of(run: Path, stage: str) -> list[dict[str, Any]]:
-    """The records of a stage's updates."""
-    log = run / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.is_file() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may still be written
-    return [record for record in records if record["stage"] == stage and "seconds" in record]
+def updates_of(run: Path, stage: str) -> int:
+    """Of a finished training."""
+    records = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return max(record["step"] for record in records if record["stage"] == stage)
 
 
 def as_table(rows: dict[str, dict[str, Any]], columns: tuple[str, ...]) -> str:
     """Markdown."""
     shown = [name for name in columns if any(name in row for row in rows.values())]
     cells = [
-        [name, str(row["updates"]), f"{row['minutes']:.1f}"]
-        + [f"{row[column]:.4g}" if column in row else "" for column in shown]
+        [name, str(row["updates"])] + [f"{row[column]:.4g}" if column in row else "" for column in shown]
         for name, row in rows.items()
     ]
-    return markdown(["variant", "updates", "minutes", *shown], cells)
+    return markdown(["variant", "updates", *shown], cells)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from argparse import ArgumentParser
+from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -25,6 +26,7 @@ from vqvdm.train import denoiser, optimization, tokenizer
 STAGES = {"tokenizer": (tokenizer, tokenizer.train_tokenizer), "denoiser": (denoiser, denoiser.train_denoiser)}
 ENDLESS = 10**8  # updates: time ends the training
 SCALE = 10**6  # parts into which the clock divides the cosine
+PROCESSOR = "count the time of this process on all processors, so that other programs do not matter (with one thread)"
 LATE = tuple(f"tokenizer.loss.{name}" for name in ("quantize_after", "perceptual_after", "adversarial.start"))
 
 
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="changes of the recipe as key=value")
     parser.add_argument("--run", type=Path, help="by default the recipe, which is a run folder then")
     parser.add_argument("--minutes", type=float, required=True, help="from the first update on")
+    parser.add_argument("--processor", action="store_true", help=PROCESSOR)
     asked = parser.parse_intermixed_args()
     if not asked.minutes > 0:
         sys.exit(f"--minutes {asked.minutes:g}: must be above 0")
@@ -45,7 +48,7 @@ def main() -> None:
             sys.exit(f"{key} cannot be a share of the time; only {', '.join(LATE)} can")
     overrides = [word for word in asked.overrides if share_of(word) is None] + [f"{key}={ENDLESS}" for key in shares]
     recipe = Recipe.load(asked.recipe, [*overrides, f"{asked.stage}.training.steps={ENDLESS}"], check_models=True)
-    clock = Clock(recipe, 60 * asked.minutes, shares)
+    clock = Clock(recipe, 60 * asked.minutes, shares, time.process_time if asked.processor else time.monotonic)
     module, train = STAGES[asked.stage]
     module.learning_rate = clock.rate
     train(recipe, asked.run or Path(asked.recipe))
@@ -61,14 +64,21 @@ def share_of(override: str) -> float | None:
 class Clock:
     """Stands in the place of `optimization.learning_rate`, and ends the training when its time is over."""
 
-    def __init__(self, recipe: Recipe, seconds: float, late: dict[str, float]) -> None:
-        """`late`: dotted keys of the recipe -> the share of the time after which each is the present update."""
-        self.recipe, self.seconds, self.late = recipe, seconds, dict(late)
+    def __init__(self, recipe: Recipe, seconds: float, late: dict[str, float], now: Callable[[], float]) -> None:
+        """Begin with the first update.
+
+        Args:
+            recipe: its dates are moved.
+            seconds: till the last update.
+            late: dotted keys of the recipe -> the share of the time after which each is the present update.
+            now: tells the time.
+        """
+        self.recipe, self.seconds, self.late, self.now = recipe, seconds, dict(late), now
         self.start = self.updates = 0
 
     def rate(self, training: TrainingRecipe, step: int) -> float:
         """The learning rate of this update; called once in each."""
-        now = time.monotonic()
+        now = self.now()
         self.start = self.start or now
         self.updates = step + 1
         progress = min((now - self.start) / self.seconds, 1.0)

@@ -64,6 +64,7 @@ def test_all_rows_guide_at_all_levels_but_those_of_intervals() -> None:
 
 
 def test_a_variant_is_trained_once_and_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
     compare, run, called = script("compare"), tmp_path / "run", []
     (run / "checkpoints").mkdir(parents=True)
     (run / "log.jsonl").write_text("{}")  # stopped on its way
@@ -73,32 +74,32 @@ def test_a_variant_is_trained_once_and_from_its_beginning(tmp_path: Path, monkey
         called.append(" ".join(map(str, words)))
 
     monkeypatch.setattr(compare, "call", call)
+    asked = Namespace(latents=None, processor=True)
     for _ in range(2):
-        compare.train({"stage": "tokenizer", "recipe": "demo"}, run, ["data.size=16"], 0.5, None)
+        compare.train({"stage": "tokenizer", "recipe": "demo"}, run, ["data.size=16"], 0.5, asked)
     assert len(called) == 1
     assert "train_minutes.py tokenizer demo data.size=16 " in called[0]
-    assert called[0].endswith(f"--run {run} --minutes 0.5")
+    assert called[0].endswith(f"--run {run} --minutes 0.5 --processor")
 
 
-def test_rows_of_variants_as_a_table() -> None:
+def test_rows_of_variants_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
     compare = script("compare")
-    rows = {"a": {"updates": 3, "minutes": 1.25, "fvd": 12.345, "other": 1.0}, "b": {"updates": 4, "minutes": 1.0}}
+    rows = {"a": {"updates": 3, "fvd": 12.345, "other": 1.0}, "b": {"updates": 4}}
     lines = compare.as_table(rows, ("kvd", "fvd")).splitlines()
-    assert lines[0] == "| variant | updates | minutes | fvd |"
-    assert lines[2:] == ["| a | 3 | 1.2 | 12.35 |", "| b | 4 | 1.0 |  |"]
+    assert lines[0] == "| variant | updates | fvd |"
+    assert lines[2:] == ["| a | 3 | 12.35 |", "| b | 4 |  |"]
 
 
-def test_a_training_for_minutes_follows_the_clock_to_its_last_update(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_for_minutes_follows_the_clock_to_its_last_update() -> None:
     minutes = script("train_minutes")
     endless = [f"tokenizer.{name}={minutes.ENDLESS}" for name in ("training.steps", "loss.quantize_after")]
     recipe = Recipe.load("demo", [*endless, "tokenizer.training.learning_rate=1", "tokenizer.training.warmup=2"])
     assert recipe.tokenizer is not None
     training, loss = recipe.tokenizer.training, recipe.tokenizer.loss
-    clock = minutes.Clock(recipe, 100.0, {"tokenizer.loss.quantize_after": 0.4})
-    seen = []
-    for step, now in enumerate((1000.0, 1025.0, 1050.0, 1075.0, 1101.0)):
-        monkeypatch.setattr(minutes.time, "monotonic", lambda now=now: now)
-        seen.append((clock.rate(training, step), loss.quantize_after, training.steps))
+    times = (1000.0, 1025.0, 1050.0, 1075.0, 1101.0)
+    clock = minutes.Clock(recipe, 100.0, {"tokenizer.loss.quantize_after": 0.4}, iter(times).__next__)
+    seen = [(clock.rate(training, step), loss.quantize_after, training.steps) for step in range(len(times))]
     last = training.final_learning_rate
     cosine = [last + (1 - last) * 0.5 * (1 + math.cos(math.pi * share)) for share in (0.25, 0.5, 0.75, 1.0)]
     assert [rate for rate, _, _ in seen] == pytest.approx([0.5, *cosine], abs=1e-5)
