@@ -80,6 +80,8 @@ def test_nothing_there(tmp_path):
             load(tmp_path)
         with pytest.raises(InputError, match=r"there is no .*nowhere; .* holds no folders"):
             load(tmp_path / "nowhere")
+        with pytest.raises(InputError, match=r"toi is neither a folder nor a name on the hub .*toy"):
+            load("toi")
 
 
 def test_devices():

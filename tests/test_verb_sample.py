@@ -241,7 +241,7 @@ def test_of_many_classes_the_first_are_named():
 def test_wrong_models(model, tmp_path):
     with pytest.raises(InputError, match="holds no pipeline"):
         main(str(tmp_path), out=tmp_path)
-    with pytest.raises(InputError, match="is neither a folder nor a name on the hub"):
+    with pytest.raises(InputError, match=r"there is no .*nowhere; .* holds no folders"):
         main(str(tmp_path / "nowhere"), out=tmp_path)
     tiny_pipeline().save_pretrained(tmp_path / "cut")
     weights = tmp_path / "cut" / "denoiser" / "diffusion_pytorch_model.safetensors"
