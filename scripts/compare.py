@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from train_minutes import PROCESSOR
 
 from vqvdm.evaluation.report import table as markdown
 from vqvdm.structure import listed
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("table", type=Path, help="the file of variants")
     parser.add_argument("overrides", nargs="*", help="changes of all variants as key=value")
     parser.add_argument("--minutes", type=float, required=True, help="of training, each")
-    parser.add_argument("--processor", action="store_true", help=PROCESSOR)
+    parser.add_argument("--processor", action="store_true", help="count processor time: see train_minutes.py")
     parser.add_argument("--folder", type=Path, help="by default runs/ and the name of the table")
     parser.add_argument("--only", help="names of variants, with commas between")
     parser.add_argument("--latents", type=Path, help="a run with tokenizer/ and latents/, for denoisers")

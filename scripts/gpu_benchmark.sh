@@ -27,7 +27,8 @@ part() {
         return 0
     fi
     echo "== $name: vqvdm benchmark $*"
-    if timeout "$left" "$python" -m vqvdm benchmark --recipe "$recipe" --device "$device" sampling.steps=20 sampling.guidance_scale=2 "$@" >"$parts/$name.txt"; then
+    if timeout "$left" "$python" -m vqvdm benchmark --recipe "$recipe" --device "$device" "$@" \
+        sampling.steps=20 sampling.guidance_scale=2 >"$parts/$name.txt"; then
         sed '$d' "$parts/$name.txt"
         tail -n 1 "$parts/$name.txt" >"$parts/$name.json"
     else

@@ -26,7 +26,6 @@ from vqvdm.train import denoiser, optimization, tokenizer
 STAGES = {"tokenizer": (tokenizer, tokenizer.train_tokenizer), "denoiser": (denoiser, denoiser.train_denoiser)}
 ENDLESS = 10**8  # updates: time ends the training
 SCALE = 10**6  # parts into which the clock divides the cosine
-PROCESSOR = "count the time of this process on all processors, so that other programs do not matter (with one thread)"
 LATE = tuple(f"tokenizer.loss.{name}" for name in ("quantize_after", "perceptual_after", "adversarial.start"))
 
 
@@ -38,7 +37,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="changes of the recipe as key=value")
     parser.add_argument("--run", type=Path, help="by default the recipe, which is a run folder then")
     parser.add_argument("--minutes", type=float, required=True, help="from the first update on")
-    parser.add_argument("--processor", action="store_true", help=PROCESSOR)
+    processor = "count the time of this process on all processors; with one thread other programs do not matter then"
+    parser.add_argument("--processor", action="store_true", help=processor)
     asked = parser.parse_intermixed_args()
     if not asked.minutes > 0:
         sys.exit(f"--minutes {asked.minutes:g}: must be above 0")

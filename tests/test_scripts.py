@@ -64,7 +64,6 @@ def test_all_rows_guide_at_all_levels_but_those_of_intervals() -> None:
 
 
 def test_a_variant_is_trained_once_and_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
     compare, run, called = script("compare"), tmp_path / "run", []
     (run / "checkpoints").mkdir(parents=True)
     (run / "log.jsonl").write_text("{}")  # stopped on its way
@@ -82,8 +81,7 @@ def test_a_variant_is_trained_once_and_from_its_beginning(tmp_path: Path, monkey
     assert called[0].endswith(f"--run {run} --minutes 0.5 --processor")
 
 
-def test_rows_of_variants_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_rows_of_variants_as_a_table() -> None:
     compare = script("compare")
     rows = {"a": {"updates": 3, "fvd": 12.345, "other": 1.0}, "b": {"updates": 4}}
     lines = compare.as_table(rows, ("kvd", "fvd")).splitlines()

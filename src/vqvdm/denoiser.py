@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from typing import NamedTuple, cast
 
@@ -74,9 +75,7 @@ class Attention(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.qkv = Linear(channels, 3 * channels)
         self.out = Linear(channels, channels)
-        self.norm_q, self.norm_k = (
-            HeadNorm(self.head_width, bias=False) if qk_norm else nn.Identity() for _ in range(2)
-        )
+        self.norm_qk = HeadNorm(self.head_width) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
         """(b, c, t, h, w), unchanged: along time with `turns_of` its frames and `head_width`, else within frames."""
@@ -84,24 +83,29 @@ class Attention(nn.Module):
         tokens = x.permute(0, 2, 3, 4, 1)  # a view where x is channels-last
         qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # (b, t, h, w, 3, n, d)
         if turns is None:
-            q, k, v = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6), places=2).flatten(4, 5)  # (3, b, t, n, h w, d)
-            q, k = self.norm_q(q), self.norm_k(k)
-            out = _attend(q, k, v).unflatten(3, x.shape[3:]).permute(0, 1, 3, 4, 2, 5)
+            parts = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6), places=2).flatten(4, 5)  # (3, b, t, n, h w, d)
+            q, k = self.norm_qk(parts[:2])
+            out = _attend(q, k, parts[2]).unflatten(3, x.shape[3:]).permute(0, 1, 3, 4, 2, 5)
         else:
             parts = _laid_out(qkv.permute(4, 0, 2, 3, 5, 1, 6), places=1)  # (3, b, h, w, n, t, d)
-            q, k, v = self.norm_q(parts[0]), self.norm_k(parts[1]), parts[2]
-            out = _attend(_rotate(q, turns), _rotate(k, turns), v).permute(0, 4, 1, 2, 3, 5)
+            q, k = _rotate(self.norm_qk(parts[:2]), turns)
+            out = _attend(q, k, parts[2]).permute(0, 4, 1, 2, 3, 5)
         out = out.to(qkv.dtype, memory_format=torch.contiguous_format).flatten(4)  # (b, t, h, w, n d)
         return x + self.out(out).permute(0, 4, 1, 2, 3)
 
 
-class HeadNorm(nn.LayerNorm):
-    """Layer norm of each head's queries or keys, in whatever precision they come (see `_laid_out`)."""
+class HeadNorm(nn.Module):
+    """Layer norm of each head's queries and keys, in whatever precision they come (see `_laid_out`)."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(..., d), unchanged."""
-        weight = self.weight.to(input.dtype)
-        return F.layer_norm(input, self.normalized_shape, weight, None, self.eps).to(input.dtype)
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.queries, self.keys = (nn.Parameter(torch.ones(width)) for _ in range(2))  # vectors: not for Muon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(2, ..., d), unchanged."""
+        gains = (self.queries.to(x.dtype), self.keys.to(x.dtype))
+        normalised = [F.layer_norm(part, part.shape[-1:], gain) for part, gain in zip(x, gains, strict=True)]
+        return torch.stack(normalised).to(x.dtype)
 
 
 def _laid_out(qkv: Tensor, places: int) -> Tensor:
@@ -132,12 +136,13 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of (..., n, d) each, by what is fastest."""
     if _as_products(q, q.shape[-2]):
         queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
+        exact: AbstractContextManager[object] = nullcontext()
         if torch.is_grad_enabled():  # scores of a hundred and more, rounded to bf16, differ by halves
-            queries, keys = queries.float(), keys.float()
+            queries, keys, exact = queries.float(), keys.float(), torch.autocast(q.device.type, enabled=False)
         scale, start = q.shape[-1] ** -0.5, queries.new_zeros(1, 1, 1)
-        with torch.autocast(q.device.type, enabled=False):
+        with exact:
             scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=0, alpha=scale)
-            return torch.bmm(scores.softmax(-1).to(values), values).view(q.shape)
+        return torch.bmm(scores.softmax(-1).to(values), values).view(q.shape)
     queries, keys, values = (x.flatten(0, -4) for x in (q, k, v))  # the fast kernels want four dimensions
     return F.scaled_dot_product_attention(queries, keys, values).view(q.shape)
 

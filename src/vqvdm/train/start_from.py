@@ -30,8 +30,7 @@ def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser, known: Ma
     Raises:
         InputError: other parts differ in their shapes.
     """
-    gains = {name: value for name, value in denoiser.state_dict().items() if ".norm_q." in name or ".norm_k." in name}
-    weights = {**gains, **other.state_dict()}
+    weights = other.state_dict()
     classes, others = denoiser.config["num_classes"], other.config["num_classes"]
     if known is None and classes != others:
         known = {}
@@ -46,7 +45,7 @@ def start_denoiser_from(denoiser: VideoDenoiser, other: VideoDenoiser, known: Ma
                 rows = [known.get(label, others) for label in range(classes)]
                 embedded = theirs[[*rows, others]]  # the last row is no class
             weights["class_embed.weight"] = embedded
-    _load(denoiser, weights, "denoiser")
+    _load(denoiser, weights, "denoiser", new=".norm_qk.")
 
 
 def _widened(stem: Tensor, denoiser: VideoDenoiser, other: VideoDenoiser) -> Tensor:
@@ -79,7 +78,6 @@ def start_tokenizer_from(tokenizer: VideoTokenizer, other: VideoTokenizer) -> No
         InputError: shapes differ in another way.
     """
     weights = other.state_dict()
-    own = {name: value for name, value in tokenizer.state_dict().items() if name.startswith("decoder.pixels.blocks.")}
     if other.factors != tokenizer.factors:
         if other.factors != (1, *tokenizer.factors[1:]) or tokenizer.config["resampling"] == "strided":
             raise InputError(
@@ -87,7 +85,7 @@ def start_tokenizer_from(tokenizer: VideoTokenizer, other: VideoTokenizer) -> No
                 f"{tokenizer.factors}; of one that differs, only images' (1 in time) can be taken, and not if strided"
             )
         weights = _inflated(tokenizer, weights)
-    _load(tokenizer, {**own, **weights}, "tokenizer")
+    _load(tokenizer, weights, "tokenizer", new="decoder.pixels.blocks.")
 
 
 def _inflated(tokenizer: VideoTokenizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -108,7 +106,10 @@ def _inflated(tokenizer: VideoTokenizer, weights: Mapping[str, Tensor]) -> dict[
     return inflated
 
 
-def _load(network: nn.Module, weights: Mapping[str, Tensor], part: str) -> None:
+def _load(network: nn.Module, weights: Mapping[str, Tensor], part: str, new: str) -> None:
+    """Load them; parts whose names contain `new` keep the network's own where the other has none."""
+    own = {name: value for name, value in network.state_dict().items() if new in name}
+    weights = {**own, **weights}
     shapes, wanted = ({(name, value.shape) for name, value in some.items()} for some in (weights, network.state_dict()))
     if differing := sorted({name for name, _ in shapes ^ wanted}):
         raise InputError(
