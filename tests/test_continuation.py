@@ -10,6 +10,7 @@ from test_given import picture, pixel_pipeline
 from vqvdm import VQVDMPipeline
 from vqvdm.continuation import continue_video, spans
 from vqvdm.errors import InputError
+from vqvdm.output import VQVDMPipelineOutput
 
 torch.set_num_threads(1)
 
@@ -94,3 +95,29 @@ def test_interrupted_it_returns_what_there_is(pipe: VQVDMPipeline) -> None:
 def test_bad_input(pipe: VQVDMPipeline, arguments: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
         continue_video(pipe, 20, **{"class_labels": "left", "overlap": 3, **arguments})
+
+
+class Brightening(VQVDMPipeline):
+    """Stands in for a tokenizer that errs: every frame comes back lighter by 0.01, and by 0.02 in the next window."""
+
+    calls = 0
+
+    def __call__(self, *_: object, video: torch.Tensor | None = None, **__: object) -> VQVDMPipelineOutput:
+        self.calls += 1
+        shade = 0.5 if video is None else float(video[0, 0].mean())
+        frames = torch.full((1, 8, 3, 16, 16), shade + 0.01 * self.calls)
+        return VQVDMPipelineOutput(frames=frames, fps=[8.0], seeds=[0])
+
+
+def test_neither_what_is_given_nor_a_window_ends_in_a_jump(pipe: VQVDMPipeline) -> None:
+    erring = Brightening(**pipe.components, id2label=pipe.id2label, num_frames=8, height=16, width=16, fps=8.0)
+    given = np.full((4, 16, 16, 3), 0.5, np.float32)
+    long = continue_video(erring, 12, given, overlap=4, class_labels="left", output_type="np").frames[0]
+    shades = long.mean(axis=(1, 2, 3))
+    # The first window decodes to 0.51: its first new frame is what was given, the others fade towards 0.51. The second
+    # is given these four, decodes to 0.52 in their place, and they fade into that.
+    decoded = 0.51 - 0.01 * np.array([1, 0.75, 0.5, 0.25])
+    again = decoded[0] + 0.02
+    overlap = decoded + np.array([0.2, 0.4, 0.6, 0.8]) * (again - decoded)
+    np.testing.assert_allclose(shades, [*[0.5] * 4, *overlap, *[again] * 4], atol=1e-6)
+    assert np.abs(np.diff(shades)).max() < 0.007, "where a plain cut jumps by 0.01 and 0.02"

@@ -55,6 +55,7 @@ evaluate.command("vqvdm.verbs.evaluate:samples", name="samples", help="What a mo
 evaluate.command("vqvdm.verbs.evaluate:reconstructions", name="reconstructions", help="A tokenizer.", sort_key=2)
 evaluate.command("vqvdm.verbs.steps:main", name="steps", help="How few steps a model needs.", sort_key=6)
 evaluate.command("vqvdm.verbs.classes:main", name="classes", help="Whether classes are recognised.", sort_key=2)
+evaluate.command("vqvdm.verbs.continuation:main", name="continuation", help="Given frames, long videos.", sort_key=2)
 evaluate.command("vqvdm.verbs.evaluate:reference", name="reference", help="Store a reference's features.", sort_key=3)
 evaluate.command("vqvdm.verbs.evaluate:calibrate", name="calibrate", help="What figures mean here.", sort_key=4)
 evaluate.command("vqvdm.verbs.evaluate:compare", name="compare", help="Reports side by side.", sort_key=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vqvdm.arguments import count, frame_rates, one_generator_each
@@ -12,6 +13,8 @@ from vqvdm.errors import InputError
 from vqvdm.given import read_frames
 from vqvdm.output import VQVDMPipelineOutput
 from vqvdm.pipeline import VQVDMPipeline
+
+_STILL = 8 / 255  # a change beyond it is something that moves
 
 
 def continue_video(
@@ -26,6 +29,9 @@ def continue_video(
     **arguments: Any,
 ) -> VQVDMPipelineOutput:
     """Make videos of any length; a video that is given is continued, otherwise the first window begins it.
+
+    Frames that were given stay as they are. What the tokenizer makes of the last of them differs a little: so that this
+    does not show as a jump, the difference is carried on where nothing moves, and fades. Windows fade into each other.
 
     Args:
         pipeline: makes its own number of frames at a time.
@@ -58,6 +64,7 @@ def continue_video(
         if made.shape[1] >= total:
             raise InputError(f"video has {made.shape[1]} frames already; num_frames must be more, not {total}")
     rates: list[float] = []
+    theirs = 0 if made is None else made.shape[1]
     for first, end in spans(total, window, overlap, 0 if made is None else made.shape[1]):
         given: dict[str, Any] = {} if made is None else {"video": made[:, first:]}
         output = pipeline(
@@ -71,13 +78,47 @@ def continue_video(
         assert isinstance(output, VQVDMPipelineOutput)
         assert isinstance(output.frames, Tensor)
         frames, rates = output.frames.cpu(), output.fps
-        made = frames if made is None else torch.cat([made, frames[:, made.shape[1] - first :]], dim=1)
+        if made is None:
+            made = frames
+        else:
+            there = made.shape[1]
+            ours = max(theirs, first)  # the first frame of the overlap that may change
+            again, new = frames.split([there - first, end - there], dim=1)
+            if ours == there:
+                new = joined(made[:, -1], again[:, -1], new)
+            made = torch.cat([made[:, :ours], faded(made[:, ours:], again[:, ours - first :]), new], dim=1)
         if pipeline.interrupt:
             break
     assert made is not None
     clips = made[:, :total].transpose(1, 2) * 2 - 1
     shown: Any = pipeline.video_processor.postprocess_video(clips, output_type=output_type)
     return VQVDMPipelineOutput(frames=shown, fps=rates, seeds=seeds)
+
+
+def faded(there: Tensor, again: Tensor) -> Tensor:
+    """The same frames twice, (b, t, c, h, w): from the first form into the second."""
+    t = there.shape[1]
+    share = torch.arange(1, t + 1).view(t, 1, 1, 1) / (t + 1)
+    return there + share * (again - there)
+
+
+def joined(there: Tensor, again: Tensor, new: Tensor) -> Tensor:
+    """Frames that follow, without a jump from what is there.
+
+    Args:
+        there: (b, c, h, w) in 0..1, the last frame that stays.
+        again: likewise, what was decoded in its place.
+        new: (b, t, c, h, w), what was decoded after it.
+
+    Returns:
+        `new` with the difference of the two added: wholly at first, less from frame to frame, and nowhere that a pixel
+        or one beside it has changed since `again`.
+    """
+    b, t, _, h, w = new.shape
+    changed = (new - again[:, None]).abs().amax(2).flatten(0, 1)  # (b t, h, w)
+    changed = F.max_pool2d(changed[:, None], 3, stride=1, padding=1).view(b, t, 1, h, w)
+    fading = 1 - torch.arange(t).view(t, 1, 1, 1) / t
+    return (new + fading * torch.exp(-(changed / _STILL).square()) * (there - again)[:, None]).clamp(0, 1)
 
 
 def spans(total: int, window: int, overlap: int, given: int) -> list[tuple[int, int]]:

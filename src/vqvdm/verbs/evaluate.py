@@ -299,7 +299,7 @@ def reconstructions(
     protocol = options.stated(frames=trained.frames, size=trained.size, split="test", **timed)
     protocol = protocol.changed(fake_stride=protocol.stride)
     options = replace(options, split=protocol.split)  # what training holds out counts
-    timing = _timing(protocol)
+    timing = timing_of(protocol)
     size = protocol.size or 0
     tokenizer.latent_shape(protocol.frames, size, size)
     if lpips and size < LPIPS_LEAST:
@@ -308,7 +308,7 @@ def reconstructions(
     quality = Quality(networks, device_of(options))
 
     def reconstructed(extractor: Extractor) -> Videos:
-        return ReconstructedVideos(_open(path, protocol, options), tokenizer, model, quality, extractor.batch)
+        return ReconstructedVideos(open_reference(path, protocol, options), tokenizer, model, quality, extractor.batch)
 
     _score(reconstructed, timing, path, protocol, options, report)
 
@@ -347,12 +347,12 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
     check_report(report)
     protocol = options.stated(split="all").changed(clips=options.clips)
     protocol = protocol.changed(fake_stride=protocol.stride)
-    timing = _timing(protocol)
+    timing = timing_of(protocol)
     extractor = extractor_of(protocol, options)
     with this_process().main_process_first():
-        videos = _open(path, protocol, options)
+        videos = open_reference(path, protocol, options)
         parted = [replace(protocol, split=split) for split in ("train", "test")]
-        splits = [_open(path, part, options, held_out=True) for part in parted]
+        splits = [open_reference(path, part, options, held_out=True) for part in parted]
     pairs: dict[str, tuple[Videos, Videos]] = {
         "one half against the other": (HalfOfVideos(videos, 0), HalfOfVideos(videos, 1))
     }
@@ -434,22 +434,23 @@ def check_report(report: Path | None) -> None:
 
 def drawn(path: str, protocol: Protocol, options: Options, extractor: Extractor) -> DrawnVideos:
     """Clips of the videos at a path, drawn as the protocol says."""
-    videos = _open(path, protocol, options)
-    return DrawnVideos(videos, protocol, _timing(protocol), extractor, everything=protocol.all_real)
+    videos = open_reference(path, protocol, options)
+    return DrawnVideos(videos, protocol, timing_of(protocol), extractor, everything=protocol.all_real)
 
 
-def _open(path: str, protocol: Protocol, options: Options, held_out: bool = False) -> Videos:
+def open_reference(path: str, protocol: Protocol, options: Options, held_out: bool = False) -> Videos:
+    """The videos at a path, as the protocol has them."""
     return open_videos(
         path,
         layout=options.layout,
         split=protocol.split,
         held_out=held_out or options.split is not None,
         size=protocol.size,
-        timing=_timing(protocol),
+        timing=timing_of(protocol),
     )
 
 
-def _timing(protocol: Protocol) -> ClipTiming:
+def timing_of(protocol: Protocol) -> ClipTiming:
     """The reference's clips."""
     return ClipTiming(protocol.frames, protocol.fps, protocol.stride)
 
