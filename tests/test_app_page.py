@@ -221,6 +221,7 @@ def test_a_narrow_window_needs_no_sideways_scrolling(browser, address):
     generate(page)
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
+    assert page.get_by_role("tab").count() == 4, "none hides in a menu"
     page.close()
 
 

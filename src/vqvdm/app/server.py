@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import tempfile
@@ -128,7 +129,13 @@ class Server:
 
     def run(self) -> None:
         """Serve until Ctrl-C, or `stop` from another thread."""
-        self._server.run(sockets=[self._listener])
+        # A tab that is open when the page ends is cut off, which is no error of anybody's.
+        logger, quiet = logging.getLogger("uvicorn.error"), lambda _: not self._server.should_exit
+        logger.addFilter(quiet)
+        try:
+            self._server.run(sockets=[self._listener])
+        finally:
+            logger.removeFilter(quiet)
 
     def stop(self) -> None:
         """End `run`."""
