@@ -14,6 +14,7 @@ from vqvdm.app.generate import VIDEO_SUFFIXES
 from vqvdm.app.inspection import open_clip, picture_of_latents, picture_of_tokens
 from vqvdm.app.reconstruct import inspected
 from vqvdm.app.studio import Studio
+from vqvdm.quantizers import ProductCodebook
 from vqvdm.video import Video
 
 _INVITATION = "Drop in a video: its latents and tokens appear here."
@@ -66,7 +67,8 @@ def _stages(studio: Studio) -> str:
     first = ""
     if tokenizer is not None:
         codebook = tokenizer.codebook
-        codes = "continuous" if codebook is None else f"{codebook.num_codes:,} codes"
+        books = f"{len(codebook.books)} books of " if isinstance(codebook, ProductCodebook) else ""
+        codes = "continuous" if codebook is None else f"{books}{codebook.num_codes:,} codes"
         chain = [
             clip,
             ("encoder", html.millions(tokenizer.encoder)),
