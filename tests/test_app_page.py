@@ -6,8 +6,10 @@ import json
 import re
 import shutil
 import socket
+import struct
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -268,6 +270,64 @@ def test_http_api(address, tmp_path):
     exec(example.replace("http://127.0.0.1:7860", address), told)
     assert len(told["files"]) == 4
     assert "PSNR" in told["figures"] and len(read_video(told["file"])) == 4
+
+
+def png(path: Path, side: int) -> None:
+    """A black picture of side x side pixels in few bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, row = zlib.compressobj(9), bytes((side + 7) // 8 + 1)
+    body = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", body), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+
+
+def test_hostile_uploads_are_refused_by_name_and_the_page_lives_on(address, tmp_path):
+    client_of = pytest.importorskip("gradio_client").Client
+    handle_file = pytest.importorskip("gradio_client").handle_file
+    good = tmp_path / "good.mp4"
+    write_video(good, np.random.default_rng(0).integers(0, 256, (8, 40, 48, 3), dtype=np.uint8), 8.0)
+    frame = struct.pack("<HHHH", 0, 0, 65535, 65535)
+    hostile = {
+        "empty.mp4": b"",
+        "empty.gif": b"",
+        "words.gif": b"hello " * 100,
+        "cut.mp4": good.read_bytes()[: good.stat().st_size // 2],
+        "lying.gif": b"GIF89a\xff\xff\xff\xff\x80\0\0\0\0\0\xff\xff\xff," + frame + b"\0\x02\x02\x44\x01\0;",
+        "script.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        "<img src=x onerror=alert(1)>.mp4": b"nothing" * 50,
+    }
+    for name, content in hostile.items():
+        (tmp_path / name).write_bytes(content)
+    png(tmp_path / "huge.png", 40_000)
+    client = client_of(address, verbose=False, download_files=str(tmp_path / "made"))
+    for name in (*hostile, "huge.png"):
+        with pytest.raises(Exception, match=r"\S") as refused:
+            client.predict(handle_file(str(tmp_path / name)), 0, api_name="/reconstruct")
+        message = str(refused.value)
+        assert Path(name).stem.strip("<>") in message and "vqvdm-uploads" not in message, message
+        assert "NoneType" not in message, message
+    file, figures = client.predict(handle_file(str(good)), 0, api_name="/reconstruct")
+    assert len(read_video(file)) == 4 and "PSNR" in figures
+
+
+def test_a_picture_of_too_many_pixels_is_refused(page, tmp_path):
+    png(tmp_path / "bomb.png", 13_000)
+    page.get_by_role("button", name="Begin, end or fill in").click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "bomb.png")
+    page.wait_for_timeout(1500)
+    tick_only(page, "up")
+    page.click("#generate")
+    page.wait_for_selector(".toast-body", timeout=20_000)
+    words = page.locator(".toast-body").first.inner_text()
+    assert "bomb.png: frames of 13000x13000 pixels are too large" in words and "/tmp" not in words
+    page.reload()
+    page.wait_for_selector("#generate")
+    page.wait_for_timeout(300)
+    generate(page)
 
 
 def test_addresses_of_files(address):

@@ -501,3 +501,28 @@ def test_small_videos_are_the_same_file_every_time(tmp_path, side):
         write_video(tmp_path / "a.mp4", video, 8)
         found.add((tmp_path / "a.mp4").read_bytes())
     assert len(found) == 1
+
+
+def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    video = np.zeros((4, 32, 48, 3), np.uint8)
+    write_video(tmp_path / "video.mp4", video, 8.0)
+    (tmp_path / "frames").mkdir()
+    Image.fromarray(video[0]).save(tmp_path / "frames" / "0.png")
+    assert (probe(tmp_path / "video.mp4").frames, probe(tmp_path / "frames").frames) == (4, 1)
+    monkeypatch.setattr("vqvdm.decode.MOST_PIXELS", 32 * 48 - 1)
+    for path in (tmp_path / "video.mp4", tmp_path / "frames"):
+        with pytest.raises(VideoError, match=rf"{path.name}: frames of 48x32 pixels are too large: 1,535 pixels"):
+            probe(path)
+    with pytest.raises(VideoError, match="too large"):
+        read_video(tmp_path / "video.mp4", count=1)
+    monkeypatch.setattr("vqvdm.decode.MOST_PIXELS", 32 * 48)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(VideoError, match=r"0.png is not a readable image"):
+        probe(tmp_path / "frames")
+
+
+def test_a_format_without_a_decoder_is_named(tmp_path):
+    drawing = tmp_path / "drawing.mp4"
+    drawing.write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>")
+    with pytest.raises(VideoError, match=r"drawing.mp4: (there is no decoder|not a readable video)"):
+        probe(drawing)

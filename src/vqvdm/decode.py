@@ -35,6 +35,8 @@ VIDEO_SUFFIXES = frozenset({".avi", ".mp4", ".m4v", ".webm", ".mov", ".mkv", ".g
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"})
 FOLDER_FPS = 25.0  # frame folders carry no rate; 25 is what the public loaders of Sky Time-lapse assume
 
+MOST_PIXELS = 50_000_000  # of a frame; a file of a few kilobytes may claim to hold many more
+
 # Containers whose index can be trusted; AVI's cannot (packed B-frames, odd first stamps).
 _SEEKABLE = ("mp4", "matroska")
 # Codecs of which a key frame needs nothing that came before it, nor does what follows it.
@@ -194,7 +196,22 @@ def _open(path: Path) -> InputContainer:
     if not container.streams.video:
         container.close()
         raise VideoError(path, "holds no video stream")
+    context = container.streams.video[0].codec_context
+    if context is None:  # FFmpeg knows the format and has no decoder of it, such as of SVG
+        container.close()
+        raise VideoError(path, "there is no decoder for its video stream")
+    if excess := _excess(context.width, context.height):
+        container.close()
+        raise VideoError(path, excess)
+    context.options = {"max_pixels": str(MOST_PIXELS)}  # of frames that are larger than the header states
     return container
+
+
+def _excess(width: int, height: int) -> str:
+    """What is wrong with frames of this size; nothing with most."""
+    if width * height <= MOST_PIXELS:
+        return ""
+    return f"frames of {width}x{height} pixels are too large: {MOST_PIXELS:,} pixels are the most that is read"
 
 
 def _reason(error: BaseException) -> str:
@@ -332,12 +349,14 @@ def _probe_folder(folder: Path) -> VideoInfo:
             with Image.open(path) as image:
                 sizes.setdefault(image.size, path.name)
                 cut += image.format == "JPEG" and not _jpeg_ends(path)
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(folder, f"{path.name} is not a readable image ({_short(error)})") from error
     if len(sizes) > 1:
         found = ", ".join(f"{w}x{h} ({name})" for (w, h), name in sizes.items())
         raise VideoError(folder, f"images of different sizes: {found}")
     (width, height), *_ = sizes
+    if excess := _excess(width, height):
+        raise VideoError(folder, excess)
     return VideoInfo(len(images), FOLDER_FPS, height, width, note=f"{cut} images are cut short" if cut else "")
 
 

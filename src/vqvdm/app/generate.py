@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from vqvdm.app import html
-from vqvdm.app.mistakes import mistakes_shown
+from vqvdm.app.mistakes import mistakes_shown, words_of
 from vqvdm.app.studio import MOST_FRAMES, MOST_STEPS, MOST_VIDEOS, Progress, Settings, Studio
 from vqvdm.errors import InputError
 from vqvdm.request import Request
-from vqvdm.video import FORMATS, Video
+from vqvdm.video import FORMATS
 
 VIDEO_SUFFIXES = [".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv"]
 _FEW = 24  # classes that are shown side by side; more are picked from a list
@@ -65,8 +64,8 @@ def build(studio: Studio) -> None:
                     words = f"{len(event)} videos in {took:.1f} seconds." if event else "Stopped."
                     yield {videos: html.grid(studio.gallery, event), state: html.status(words)}
         except InputError as error:
-            yield {state: html.status(str(error)), videos: ""}
-            raise gr.Error(str(error), print_exception=False) from error
+            yield {state: html.status(words_of(error)), videos: ""}
+            raise gr.Error(words_of(error), print_exception=False) from error
 
     def on_generate(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         with mistakes_shown():
@@ -153,7 +152,12 @@ def _form(studio: Studio) -> dict[str, Any]:
 
 def _given() -> dict[str, Any]:
     """Pictures and videos that can be given, by the names of `Request`."""
-    picture: dict[str, Any] = {"type": "numpy", "sources": ["upload", "clipboard"], "height": 140}
+    picture: dict[str, Any] = {
+        "type": "filepath",
+        "image_mode": None,
+        "sources": ["upload", "clipboard"],
+        "height": 140,
+    }
     return {
         "image": gr.Image(label="First frame", **picture),
         "last_image": gr.Image(label="Last frame", **picture),
@@ -178,20 +182,10 @@ def _asked(studio: Studio, values: dict[str, Any]) -> tuple[Settings, Request]:
         seed=int(seed),
         **{name: int(value) for name, value in numbers.items()},
     )
-    return settings, Request(
-        image=_rgb(values["image"]),
-        last_image=_rgb(values["last_image"]),
-        video=Path(values["video"]) if values["video"] else None,
-        mask=_rgb(values["mask"]),
+    image, last_image, video, mask = (
+        Path(values[name]) if values[name] else None for name in ("image", "last_image", "video", "mask")
     )
-
-
-def _rgb(picture: Video | None) -> Video | None:
-    """uint8 (h, w, 3), also from grey and transparent ones."""
-    if picture is None:
-        return None
-    picture = picture[..., None].repeat(3, axis=-1) if picture.ndim == 2 else picture
-    return np.ascontiguousarray(picture[..., :3])
+    return settings, Request(image=image, last_image=last_image, video=video, mask=mask)
 
 
 def _filled(form: dict[str, Any], settings: Settings) -> dict[Any, Any]:

@@ -17,7 +17,7 @@ from vqvdm.decode import Video, probe, read_frames
 from vqvdm.errors import InputError
 from vqvdm.given import read_frames as fitted
 from vqvdm.metrics.quality import SSIM_LEAST_SIDE, psnr, squared_errors, ssim
-from vqvdm.perceptual import LPIPS
+from vqvdm.perceptual import ALEXNET, LPIPS, SMALLEST_SIDE
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.video import to_clip, to_video
@@ -95,7 +95,9 @@ def _quality(real: Video, made: Video) -> dict[str, str]:
     if min(real.shape[1:3]) >= SSIM_LEAST_SIDE:
         figures["SSIM"] = f"{float(ssim(real, made).mean()):.3f}"
     lpips = _lpips()
-    if lpips is None:
+    if min(real.shape[1:3]) < SMALLEST_SIDE[ALEXNET]:
+        figures["LPIPS"] = f"needs {SMALLEST_SIDE[ALEXNET]} pixels a side"
+    elif lpips is None:
         figures["LPIPS"] = "needs its weights: vqvdm weights lpips"
     else:
         figures["LPIPS (AlexNet)"] = f"{float(lpips(to_clip(made)[None], to_clip(real)[None]).mean()):.3f}"

@@ -13,6 +13,7 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
+import PIL.Image
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
@@ -29,6 +30,7 @@ _PORTS = 20  # tried one after the other
 
 def make_server(studio: Studio, runs: Path) -> FastAPI:
     """The whole application: page, HTTP API, and `media/` for the files."""
+    PIL.Image.MAX_IMAGE_PIXELS = None  # gradio opens pictures for their headers alone; `vqvdm.decode` has a limit
     app = FastAPI(title="vqvdm", docs_url=None, redoc_url=None, openapi_url=None)
     _serve_media(app, studio.gallery)
     page = make_page(studio, runs).queue(max_size=_WAITING)
