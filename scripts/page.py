@@ -37,7 +37,7 @@ def main() -> None:
     """Time and tabulate."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", nargs="?", default="toy")
-    parser.add_argument("--repeats", type=int, default=3, help="of the command, each with a browser of its own")
+    parser.add_argument("--repeats", type=int, default=3, help="of the command")
     parser.add_argument("--pictures", type=Path, help="a folder for pictures of the page, light and dark, wide and not")
     asked = parser.parse_args()
     chromium = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -88,8 +88,8 @@ def first_videos(page: Page) -> dict[str, float]:
     page.wait_for_timeout(500)
     for name in ("first video", "second video"):
         before = page.evaluate(f"{VIDEO}?.src ?? ''")
-        page.click("#generate")
         began = time.monotonic()
+        page.click("#generate")
         page.wait_for_selector("[role=progressbar]", timeout=60_000)
         sight = time.monotonic() - began
         page.wait_for_function(f"{PLAYS} && {VIDEO}.src != {before!r}", timeout=60_000)

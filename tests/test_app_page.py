@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import re
 import shutil
 import socket
@@ -25,7 +27,7 @@ from vqvdm.video import read_video, write_video
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'vqvdm[app]'")
 
 from vqvdm.app.gallery import Gallery
-from vqvdm.app.server import Server
+from vqvdm.app.server import Server, _not_cut_off
 from vqvdm.app.studio import Studio
 
 pytestmark = [
@@ -336,6 +338,17 @@ def test_addresses_of_files(address):
     assert httpx.get(f"{address}/media/none.mp4").status_code == 404
     assert httpx.get(f"{address}/media/..%2F..%2Fetc%2Fpasswd").status_code == 404
     assert httpx.get(f"{address}/media/all.zip", params={"tokens": "a,b"}).status_code == 404
+
+
+def test_what_is_cut_off_at_the_end_is_no_error_but_others_are():
+    def record(message: str, problem: BaseException | None = None) -> logging.LogRecord:
+        told = None if problem is None else (type(problem), problem, None)
+        return logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, message, (), told)
+
+    assert not _not_cut_off(record("Exception in ASGI application", asyncio.CancelledError()))
+    assert not _not_cut_off(record("Cancel 1 running task(s), timeout graceful shutdown exceeded"))
+    assert _not_cut_off(record("Exception in ASGI application", ValueError()))
+    assert _not_cut_off(record("the address is taken"))
 
 
 def test_a_taken_port_is_named():

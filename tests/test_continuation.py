@@ -78,7 +78,17 @@ def test_interrupted_it_returns_what_there_is(pipe: VQVDMPipeline) -> None:
         return tensors
 
     long = continue_video(pipe, 40, overlap=4, class_labels="left", callback_on_step_end=stop, output_type="pt")
-    assert long.frames.shape[1] == 12
+    assert long.frames.shape[1] == 8, "the window that was broken off shows noise"
+
+
+def test_a_picture_that_is_all_that_is_missing_is_put_at_the_end(pipe: VQVDMPipeline) -> None:
+    last = picture(20)
+    made = continue_video(pipe, 13, overlap=4, class_labels="left", last_image=last, output_type="np")
+    assert made.frames.shape[1] == 13 and made.fps == [pipe.config["fps"]]
+    np.testing.assert_allclose(made.frames[0, -1], last / 255, atol=1e-5)
+    video = np.stack([picture(k) for k in range(8)])
+    appended = continue_video(pipe, 9, video, overlap=4, class_labels="left", last_image=last, output_type="np")
+    np.testing.assert_allclose(appended.frames[0], np.stack([*video, last]) / 255, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +97,7 @@ def test_interrupted_it_returns_what_there_is(pipe: VQVDMPipeline) -> None:
         ({"overlap": 8}, "overlap is 8, but a window has 8 frames"),
         ({"video": np.zeros((20, 16, 16, 3))}, "video has 20 frames already; num_frames must be more, not 20"),
         ({"video": picture()[None], "image": picture()}, "image and video both"),
+        ({"last_image": picture(), "num_frames": 5}, "num_frames is 5, fewer than the 8 of a window"),
         ({"mask": np.zeros((16, 16))}, "mask is for a single call"),
         ({"output_type": "latent"}, "output_type must be pil, np or pt"),
         ({"video": np.zeros((3, 4, 16, 16, 3))}, "video is given 3 times for 1 videos"),
@@ -94,7 +105,7 @@ def test_interrupted_it_returns_what_there_is(pipe: VQVDMPipeline) -> None:
 )
 def test_bad_input(pipe: VQVDMPipeline, arguments: dict, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        continue_video(pipe, 20, **{"class_labels": "left", "overlap": 3, **arguments})
+        continue_video(pipe, **{"num_frames": 20, "class_labels": "left", "overlap": 3, **arguments})
 
 
 class Brightening(VQVDMPipeline):

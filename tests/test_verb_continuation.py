@@ -8,19 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from vqvdm import cli
+from tiny_pipeline import tiny_pipeline
+from vqvdm import VQVDMPipeline, cli
 from vqvdm.continuation import faded, joined
 from vqvdm.data.toy import ToyMotions
 from vqvdm.evaluation.continuation import (
+    Continuer,
     changes_of,
     given_frames,
     joint_of,
-    joints_of,
     kept,
     measured_windows,
     windows_of,
 )
 from vqvdm.judge import judge
+from vqvdm.output import VQVDMPipelineOutput
+from vqvdm.video import to_clip, to_video
 
 
 def brightening(step: int, frames: int = 16, videos: int = 3) -> np.ndarray:
@@ -29,9 +32,7 @@ def brightening(step: int, frames: int = 16, videos: int = 3) -> np.ndarray:
     return np.broadcast_to(levels[None, :, None, None, None], (videos, frames, 8, 8, 3)).copy()
 
 
-def test_where_windows_join() -> None:
-    assert joints_of(total=32, window=16, overlap=8, given=16) == [16, 24]
-    assert joints_of(total=128, window=16, overlap=8, given=16) == list(range(16, 128, 8))
+def test_windows_lie_in_what_was_made() -> None:
     assert windows_of(total=64, window=16, given=16) == [(16, 32), (32, 48), (48, 64)]
     assert windows_of(total=40, window=16, given=16) == [(16, 32)]
 
@@ -58,19 +59,23 @@ def test_kept_compares_given_frames_alone() -> None:
     # frame 7 is 28 + 2, frame 8 is 255 - 32; of the reconstruction they are 29 and 32
     assert figures.joint == pytest.approx((223 - 30) / 3)
     ends = kept(real, real, again, 1, ends=True)
-    assert ends.psnr == float("inf")
+    assert ends.psnr == 100
     assert ends.joint == pytest.approx((4 + 4) / (4 + 4))
     still = kept(np.zeros_like(real), np.zeros_like(real), np.zeros_like(real), 8, ends=False)
     assert np.isnan(still.joint)
 
 
-def test_a_joint_is_beside_other_places_of_the_latent_grid() -> None:
+def test_a_joint_is_beside_other_places_of_its_window_s_latents() -> None:
     video = brightening(2, frames=40)
-    video[:, 24:] += 6  # a jump of 8 at frame 24 where others change by 2
-    video[:, 2::4] += 3  # and a flicker within latents that must not count
-    assert joint_of(video, [24], factor=4) == pytest.approx(4.0)
-    assert joint_of(video, [16, 24], factor=4) == pytest.approx((2 + 8) / 2 / 2)
-    assert joint_of(video, [24], factor=1) < 4.0
+    video[:, :12] += 100  # what was given must not count
+    video[:, 12:] = video[:, 12:] - video[:, 12:13] + video[:, 11:12] + 8  # a joint of 8 where others change by 2
+    video[:, 14::4] += 3  # and flicker within latents must not count
+    assert joint_of(video, [(8, 24)], given=12, factor=4) == pytest.approx(8 / 2)
+    # A second window begins to add at 24, where the change is the usual one.
+    assert joint_of(video, [(8, 24), (18, 34)], given=12, factor=4) == pytest.approx((8 + 2) / 2 / 2)
+    assert joint_of(video, [(8, 24)], given=12, factor=2) < 4.0
+    assert np.isnan(joint_of(video, [(9, 13)], given=12, factor=4)), "there are no others"
+    assert np.isnan(joint_of(np.zeros_like(video), [(8, 24)], given=12, factor=4))
 
 
 def test_windows_say_when_a_video_freezes_and_when_it_loses_its_class() -> None:
@@ -107,20 +112,68 @@ def test_windows_fade_into_each_other() -> None:
     assert faded(first[:, :0], second[:, :0]).shape == (2, 0, 3, 4, 4)
 
 
+class Recording(VQVDMPipeline):
+    """Makes clips as bright as their label, and keeps what it was asked."""
+
+    asked: list[dict]
+
+    def __call__(self, *_, class_labels=None, generator=None, num_videos_per_prompt=1, **others) -> VQVDMPipelineOutput:
+        self.asked.append({"labels": class_labels, "seeds": [each.initial_seed() for each in generator], **others})
+        shade = torch.tensor([label / 17 for label in class_labels]).view(-1, 1, 1, 1, 1)
+        frames = shade.expand(-1, others.get("num_frames", 12), 3, 8, 8)
+        frames = frames if others["output_type"] == "pt" else frames.permute(0, 1, 3, 4, 2).numpy()
+        return VQVDMPipelineOutput(frames=frames, fps=[8.0] * len(class_labels), seeds=[0] * len(class_labels))
+
+
+def test_each_video_has_its_own_label_seed_and_settings_in_every_batch() -> None:
+    parts = tiny_pipeline()
+    pipeline = Recording(**parts.components, id2label=parts.id2label, num_frames=12, height=8, width=8, fps=8.0)
+    pipeline.asked = []
+    real, labels = brightening(1, frames=12, videos=5), [2, 0, 1, 1, 0]
+    continuer = Continuer(pipeline, labels, {"guidance_scale": 3.0, "num_inference_steps": 7}, batch=2)
+    made = continuer.clips(real, 1, ends=True)
+    assert [asked["labels"] for asked in pipeline.asked] == [[2, 0], [1, 1], [0]]
+    assert len({seed for asked in pipeline.asked for seed in asked["seeds"]}) == 5
+    assert {(asked["guidance_scale"], asked["num_inference_steps"]) for asked in pipeline.asked} == {(3.0, 7)}
+    assert {len(asked["image"]) for asked in pipeline.asked} == {1, 2}
+    assert made[:, 0, 0, 0, 0].tolist() == [15 * label for label in labels]
+    long = continuer.long(real, 24, overlap=6)
+    assert long.shape == (5, 24, 8, 8, 3) and long[:, -1, 0, 0, 0].tolist() == made[:, 0, 0, 0, 0].tolist()
+    np.testing.assert_array_equal(long[:, :12], real)
+
+
+@torch.inference_mode()
+def test_what_is_kept_stands_beside_the_tokenizer_s_reconstruction() -> None:
+    pipeline = tiny_pipeline()
+    real = np.random.default_rng(0).integers(0, 256, (3, 4, 16, 16, 3), dtype=np.uint8)
+    clips = torch.stack([to_clip(clip) for clip in real])
+    expected = [to_video(clip) for clip in pipeline.tokenizer.decode(pipeline.tokenizer.encode(clips))]
+    found = Continuer(pipeline, None, {}, batch=2).reconstructed(real)
+    assert np.abs(found.astype(int) - np.stack(expected)).max() <= 1
+
+
 def test_the_command(commands, capsys) -> None:
-    words = ["evaluate", "continuation", "model", "--clips", "4", "--dtype", "float32", "--steps", "1"]
-    toy = [*words, "--reference", "toy", "--length", "36"]
+    words = ["evaluate", "continuation", "model", "--dtype", "float32", "--steps", "1"]
+    toy = [*words, "--reference", "toy", "--clips", "4", "--batch", "3", "--length", "36"]
     assert cli.main([*toy, "--classes", "left,right", "--report", "made/long.json"]) == 0
-    found = json.loads((commands / "made" / "long.json").read_text())
+    found = json.loads((commands / "made" / "long.json").read_text(), parse_constant=pytest.fail)
     assert [(window["first"], window["end"]) for window in found["windows"]] == [(12, 24), (24, 36)]
-    assert set(found["obeyed_by_class"]) <= {"left", "right"} and 0 <= found["obeyed"] <= 1
+    assert {"left", "right"} >= set(found["obeyed_by_class"]) != set()
     assert list(found["given"]) == ["first frame", "both ends", "first 6 frames"]
     assert all(window["fvd"] > 0 for window in found["windows"]) and found["fvd"]["real"] > 0
+    assert (found["num_inference_steps"], found["clips"], found["length"], found["overlap"]) == (1, 4, 36, 6)
     printed = capsys.readouterr().out
-    assert "| 24 to 35 |" in printed and "class kept in" in printed
+    assert "| 24 to 35 |" in printed and "class kept in" in printed and "clips 4," in printed
+    assert "only 4 real and 4 fake clips" in printed
 
-    assert cli.main([*words, "--reference", "real.npy", "--no-fvd"]) == 2
-    assert "clips of" in capsys.readouterr().err
-    for wrong, message in (("--length 20", "at least two windows, 24"), ("--overlap 12", "below the 12 frames")):
-        assert cli.main([*words, "--reference", "toy", *wrong.split()]) == 2
-        assert message in capsys.readouterr().err
+    wrong = {
+        "--reference toy --length 20": "at least two windows, 24",
+        "--reference toy --length 0": "--length must be at least 1",
+        "--reference toy --overlap 12": "below the 12 frames",
+        "--reference toy --frames 16": "windows of its own 12 frames",
+        "--reference toy --classes none": "--classes none: real clips have classes",
+        "--reference real.npy --no-fvd": "0 clips of",
+    }
+    for added, message in wrong.items():
+        assert cli.main([*words, *added.split()]) == 2
+        assert message in capsys.readouterr().err, added

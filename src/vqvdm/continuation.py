@@ -30,21 +30,23 @@ def continue_video(
 ) -> VQVDMPipelineOutput:
     """Make videos of any length; a video that is given is continued, otherwise the first window begins it.
 
-    Frames that were given stay as they are. What the tokenizer makes of the last of them differs a little: so that this
-    does not show as a jump, the difference is carried on where nothing moves, and fades. Windows fade into each other.
+    Frames of a given `video` stay as they are. What the tokenizer makes of the last of them differs a little: so that
+    this does not show as a jump, the difference is carried on where nothing moves, and fades. Windows fade into each
+    other, so frames of the overlap are of both.
 
     Args:
         pipeline: makes its own number of frames at a time.
         num_frames: of the whole video, those given included.
         video: frames to continue, in the forms of `given.read_given`, of any number.
         overlap: frames that each window is given of those before, at least; fewer than it makes.
-        last_image: a picture with which the whole ends.
+        last_image: a picture with which the whole ends; then of a window's frames at least.
         generator: as in a call of the pipeline; each window draws from it anew.
         output_type: "pil", "np" or "pt".
         arguments: others of the call, such as `class_labels`, `fps`, `image` and `guidance_scale`.
 
     Raises:
-        InputError: as a call of the pipeline; or an overlap that leaves nothing to make.
+        InputError: as a call of the pipeline; or an overlap that leaves nothing to make. A call that is interrupted
+            returns the windows that were finished.
     """
     window, overlap, total = pipeline.config["num_frames"], count("overlap", overlap), count("num_frames", num_frames)
     if overlap >= window:
@@ -55,44 +57,58 @@ def continue_video(
         raise InputError("image and video both say how the video begins; give one of them")
     if arguments.get("mask") is not None:
         raise InputError("mask is for a single call of the pipeline, not for videos of several windows")
-    videos = _videos(pipeline, arguments)
-    generators, seeds = one_generator_each(generator, videos)
+    if last_image is not None and total < window:
+        raise InputError(
+            f"num_frames is {total}, fewer than the {window} of a window, with which last_image would end; "
+            f"take {window} or more, or call the pipeline with num_frames"
+        )
+    rates = _rates(pipeline, arguments)
+    generators, seeds = one_generator_each(generator, len(rates))
+    size = [count(name, arguments.get(name) or pipeline.config[name]) for name in ("height", "width")]
     made: Tensor | None = None  # (b, t, 3, h, w) in 0..1
     if video is not None:
-        h, w = (arguments.get(name) or pipeline.config[name] for name in ("height", "width"))
-        made = read_frames("video", video, (h, w), videos).expand(videos, -1, -1, -1, -1)
+        made = read_frames("video", video, (size[0], size[1]), len(rates)).expand(len(rates), -1, -1, -1, -1)
         if made.shape[1] >= total:
             raise InputError(f"video has {made.shape[1]} frames already; num_frames must be more, not {total}")
-    rates: list[float] = []
     theirs = 0 if made is None else made.shape[1]
-    for first, end in spans(total, window, overlap, 0 if made is None else made.shape[1]):
-        given: dict[str, Any] = {} if made is None else {"video": made[:, first:]}
+    for first, end in spans(total, window, overlap, theirs):
+        there = 0 if made is None else made.shape[1]
+        last = last_image if end >= total else None
+        if made is not None and last is not None and end == there + 1:  # the picture is all that is missing
+            frame = read_frames("last_image", last, (size[0], size[1]), len(rates))
+            made = torch.cat([made, frame.expand(len(rates), -1, -1, -1, -1)], dim=1)
+            break
         output = pipeline(
             num_frames=window,
             generator=generators,
             output_type="pt",
-            last_image=last_image if end >= total else None,
-            **given,
+            video=None if made is None else made[:, first:],
+            last_image=last,
             **{name: value for name, value in arguments.items() if made is None or name != "image"},
         )
         assert isinstance(output, VQVDMPipelineOutput)
         assert isinstance(output.frames, Tensor)
-        frames, rates = output.frames.cpu(), output.fps
+        frames = output.frames.cpu()
         if made is None:
             made = frames
-        else:
-            there = made.shape[1]
-            ours = max(theirs, first)  # the first frame of the overlap that may change
-            again, new = frames.split([there - first, end - there], dim=1)
-            if ours == there:
-                new = joined(made[:, -1], again[:, -1], new)
-            made = torch.cat([made[:, :ours], faded(made[:, ours:], again[:, ours - first :]), new], dim=1)
+        elif not pipeline.interrupt:  # a window that was broken off shows noise
+            made = _followed(made, frames, first, theirs)
         if pipeline.interrupt:
             break
     assert made is not None
     clips = made[:, :total].transpose(1, 2) * 2 - 1
     shown: Any = pipeline.video_processor.postprocess_video(clips, output_type=output_type)
     return VQVDMPipelineOutput(frames=shown, fps=rates, seeds=seeds)
+
+
+def _followed(made: Tensor, window: Tensor, first: int, theirs: int) -> Tensor:
+    """What there is, of which `theirs` frames were given, and the window that begins at its frame `first`."""
+    there = made.shape[1]
+    ours = max(theirs, first)  # the first frame of the overlap that may change
+    again, new = window[:, : there - first], window[:, there - first :]
+    if ours == there:
+        new = joined(made[:, -1], again[:, -1], new)
+    return torch.cat([made[:, :ours], faded(made[:, ours:], again[:, ours - first :]), new], dim=1)
 
 
 def faded(there: Tensor, again: Tensor) -> Tensor:
@@ -111,8 +127,8 @@ def joined(there: Tensor, again: Tensor, new: Tensor) -> Tensor:
         new: (b, t, c, h, w), what was decoded after it.
 
     Returns:
-        `new` with the difference of the two added: wholly at first, less from frame to frame, and nowhere that a pixel
-        or one beside it has changed since `again`.
+        `new` with the difference of the two added: wholly at first, less from frame to frame, and the less the more a
+        pixel or one beside it differs from `again` (of 8 grey levels a third, of 20 nothing).
     """
     b, t, _, h, w = new.shape
     changed = (new - again[:, None]).abs().amax(2).flatten(0, 1)  # (b t, h, w)
@@ -131,10 +147,10 @@ def spans(total: int, window: int, overlap: int, given: int) -> list[tuple[int, 
     return windows
 
 
-def _videos(pipeline: VQVDMPipeline, arguments: dict[str, Any]) -> int:
-    """How many videos a call with these arguments makes."""
+def _rates(pipeline: VQVDMPipeline, arguments: dict[str, Any]) -> list[float]:
+    """Frames per second of each video that a call with these arguments makes."""
     labels = arguments.get("class_labels")
     prompts = None if labels is None else len(pipeline.get_label_ids(labels))
     fps = arguments.get("fps")
     each = count("num_videos_per_prompt", arguments.get("num_videos_per_prompt", 1))
-    return len(frame_rates(pipeline.config["fps"] if fps is None else fps, prompts, each))
+    return frame_rates(pipeline.config["fps"] if fps is None else fps, prompts, each)

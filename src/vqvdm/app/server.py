@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -132,16 +133,22 @@ class Server:
     def run(self) -> None:
         """Serve until Ctrl-C, or `stop` from another thread."""
         # A tab that is open when the page ends is cut off, which is no error of anybody's.
-        logger, quiet = logging.getLogger("uvicorn.error"), lambda _: not self._server.should_exit
-        logger.addFilter(quiet)
+        logger = logging.getLogger("uvicorn.error")
+        logger.addFilter(_not_cut_off)
         try:
             self._server.run(sockets=[self._listener])
         finally:
-            logger.removeFilter(quiet)
+            logger.removeFilter(_not_cut_off)
 
     def stop(self) -> None:
         """End `run`."""
         self._server.should_exit = True
+
+
+def _not_cut_off(record: logging.LogRecord) -> bool:
+    """False of what uvicorn writes of requests that it cancels at its end."""
+    cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and "graceful shutdown exceeded" not in record.getMessage()
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vqvdm.continuation import continue_video, spans
+from vqvdm.continuation import continue_video
 from vqvdm.generation import video_seed
+from vqvdm.metrics.quality import psnr, squared_errors
 from vqvdm.output import VQVDMPipelineOutput
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.video import to_clip, to_video
@@ -26,7 +27,7 @@ class Kept:
     """Frames that were given, in what was made.
 
     Attributes:
-        psnr: to what was given, in dB, of all its pixels together; infinite where nothing differs.
+        psnr: to what was given, in dB, of all its pixels together; at most 100.
         to_reconstruction: to the tokenizer's own reconstruction of the clips that they are of.
         tokenizer: of that reconstruction to what was given.
         joint: change from the last given frame to the first made one, and back at the other end, over that of the
@@ -77,8 +78,7 @@ def kept(real: Clips, made: Clips, reconstructed: Clips, number: int, ends: bool
 
 
 def _psnr(a: Clips, b: Clips) -> float:
-    error = np.square(a.astype(np.float64) - b).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+    return float(psnr(np.mean([squared_errors(x, y).mean() for x, y in zip(a, b, strict=True)])))
 
 
 def changes_of(clips: Clips) -> NDArray[np.float64]:
@@ -86,22 +86,30 @@ def changes_of(clips: Clips) -> NDArray[np.float64]:
     return np.stack([np.abs(np.diff(clip.astype(np.int16), axis=0)).mean(axis=(1, 2, 3)) for clip in clips])
 
 
-def joints_of(total: int, window: int, overlap: int, given: int) -> list[int]:
-    """The first frame that each window of a continued video adds."""
-    ends = [given, *(end for _, end in spans(total, window, overlap, given))]
-    return ends[:-1]
+def joint_of(clips: Clips, windows: Sequence[tuple[int, int]], given: int, factor: int) -> float:
+    """Change of long videos where each window begins to add frames, over that at other frames; 1 is no visible joint.
 
+    What a tokenizer decodes changes more where latents meet. So other frames are those that lie to the window's latents
+    as its joint does. Of a difference between windows only a part is left at the joint: they fade into each other.
 
-def joint_of(clips: Clips, joints: Sequence[int], factor: int) -> float:
-    """Change of long videos at their joints, over that at other frames; 1 is no visible joint.
+    Args:
+        clips: the videos.
+        windows: (first, end) frame of each, as of `vqvdm.continuation.spans`.
+        given: frames that were there before.
+        factor: frames of a latent.
 
-    What a tokenizer decodes changes more where latents meet. So other frames are those that lie to its grid, every
-    `factor` frames, as the joints do.
+    Returns:
+        NaN where there are no other frames, or where these do not change.
     """
-    changes, places = changes_of(clips), np.arange(1, clips.shape[1])
-    alike = np.isin(places % factor, np.array(joints) % factor) & ~np.isin(places, joints)
-    others = changes[:, alike].mean() if alike.any() else 0.0
-    return float(changes[:, np.array(joints) - 1].mean() / others) if others else float("nan")
+    joints, others, there = [], [], given
+    for _, end in windows:
+        joints.append(there)
+        others += [k for k in range(there + 1, end) if (k - there) % factor == 0]
+        there = end
+    others = sorted(set(others) - set(joints))
+    changes = changes_of(clips)
+    usual = changes[:, np.array(others) - 1].mean() if others else 0.0
+    return float(changes[:, np.array(joints) - 1].mean() / usual) if usual else float("nan")
 
 
 def windows_of(total: int, window: int, given: int) -> list[tuple[int, int]]:
@@ -126,7 +134,7 @@ def measured_windows(
         seen = np.array([[obeys(n, video[a:b]) for a, b in stretches] for n, video in enumerate(long)], np.float64)
     windows = []
     for number, (first, end) in enumerate(stretches):
-        motion = float(changes_of(long[:, first:end]).mean() / usual)
+        motion = float(changes_of(long[:, first:end]).mean() / usual) if usual else float("nan")
         windows.append(Window(first, end, motion, None if seen is None else float(seen[:, number].mean())))
     return windows, seen
 

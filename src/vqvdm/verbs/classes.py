@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from vqvdm.errors import InputError
 from vqvdm.evaluation.classifier import Recognised, recognise
 from vqvdm.evaluation.report import table
 from vqvdm.evaluation.sides import DrawnVideos
-from vqvdm.files import write_text
+from vqvdm.files import write_json
 from vqvdm.loading import load_pipeline, pick_dtype
 from vqvdm.processes import this_process
 from vqvdm.verbs.evaluate import (
@@ -80,7 +79,7 @@ def main(
         print(as_text(found, [len(names) for names in labels]))
         if report is not None:
             stated = {**asdict(found), "protocol": protocol.line(), **dict(videos.facts)}
-            write_text(report, json.dumps(stated, indent=1).replace("NaN", "null") + "\n")
+            write_json(report, stated)
     this_process().destroy_process_group()
 
 
