@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,16 @@ def test_what_cannot_be_distilled_is_refused(teacher: Path, tmp_path: Path) -> N
     pipeline.save_pretrained(tmp_path / "other" / "pipeline")
     with pytest.raises(InputError, match="predicts v_prediction"):
         distil(recipe, tmp_path / "other", tmp_path / "student")
+
+
+def test_a_teacher_of_other_latents_is_refused_before_anything_is_written(teacher: Path, tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    shutil.copytree(teacher, run)
+    index = run / "latents" / "index.json"
+    index.write_text(index.read_text().replace(LatentCache(run / "latents").index["tokenizer"], "0" * 16))
+    with pytest.raises(InputError, match=r"has another tokenizer than .*latents.*vqvdm train denoiser '.*my run'"):
+        distil(recipe_of_teacher(), run, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
 
 
 def test_weights_are_taken_over_and_classes_of_another_number_begin_as_none(teacher: Path) -> None:

@@ -434,7 +434,7 @@ def test_a_bad_manifest_row_is_named(tmp_path, name, text, message):
 def test_missing_empty_and_unsuitable_folders(tmp_path):
     with pytest.raises(InputError, match="absent: no such folder or manifest"):
         find_videos(tmp_path / "absent")
-    with pytest.raises(InputError, match=r"no videos found \(\.avi, .*folders of \.bmp"):
+    with pytest.raises(InputError, match=r"no videos found \(.*\.avi, .*folders of \.bmp"):
         find_videos(tmp_path)
     _touch(tmp_path, "a.mp4", "sub/notes.txt")
     with pytest.raises(InputError, match=r"a\.mp4: is a file; give the folder"):
@@ -458,3 +458,18 @@ def test_missing_empty_and_unsuitable_folders(tmp_path):
 def test_images_in_the_root_are_one_video(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "1.png")
     assert [sample.path for sample in find_videos(tmp_path).samples] == ["."]
+
+
+def test_folders_without_videos_and_a_single_class_are_noted(tmp_path):
+    for name in ("Hund", "Katze", "leer"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "Hund" / "a.mp4").touch()
+    (tmp_path / "Katze" / "k.vob").touch()
+    listing = find_videos(tmp_path)
+    assert listing.layout == "flat"
+    assert "2 folders are left out, as no video lies in them (first: Katze)" in listing.notes
+    assert any("all videos lie in Hund, and one class is none" in note for note in listing.notes)
+    (tmp_path / "Katze" / "k.mpg").touch()
+    listing = find_videos(tmp_path)
+    assert listing.classes == ("Hund", "Katze")
+    assert listing.notes == ("1 folders are left out, as no video lies in them (first: leer)",)

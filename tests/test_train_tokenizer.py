@@ -14,14 +14,14 @@ from tiny_training import ADVERSARIAL, TOKENIZER, TinyClips, open_tiny, tiny_rec
 from vqvdm.data import open_dataset
 from vqvdm.errors import InputError
 from vqvdm.perceptual import LPIPS, Convolution, Stage
-from vqvdm.recipe import AdversarialRecipe, DataRecipe, TokenizerLossRecipe
+from vqvdm.recipe import AdversarialRecipe, DataRecipe, Recipe, TokenizerLossRecipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train import tokenizer as module
 from vqvdm.train.adversarial import Critics, critic_terms, tokenizer_terms
 from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch, Order
-from vqvdm.train.tokenizer import TokenizerStage, latent_statistics, psnr, spread, train_tokenizer
+from vqvdm.train.tokenizer import TokenizerStage, latent_statistics, never_reached, psnr, spread, train_tokenizer
 from vqvdm.video import probe
 
 
@@ -282,3 +282,27 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"adversarial\.layers is 3.*data\.frames of at least 8, not 4"):
         train_tokenizer(tiny_recipe(replace(ADVERSARIAL, layers=3)), tmp_path)  # before any work
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_losses_that_never_enter_are_named() -> None:
+    recipe = Recipe.load("asl64", ["tokenizer.training.steps=40"])
+    found = never_reached(recipe.tokenizer)
+    assert found == [
+        f"tokenizer.loss.quantize_after {recipe.tokenizer.loss.quantize_after}",
+        f"tokenizer.loss.perceptual_after {recipe.tokenizer.loss.perceptual_after}",
+    ]
+    assert never_reached(Recipe.load("asl64").tokenizer) == []
+    none = Recipe.load("asl64", ["tokenizer.training.steps=40", "tokenizer.model.quantizer=none"]).tokenizer
+    assert len(never_reached(none)) == 1
+
+
+def test_settings_of_the_other_stage_that_a_command_changes_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    recipe = tiny_recipe()
+    train_tokenizer(replace(recipe, denoiser=replace(recipe.denoiser, class_dropout=0.37)), run)
+    capsys.readouterr()
+    train_tokenizer(recipe, run)
+    told = capsys.readouterr()
+    assert f"changed: denoiser.class_dropout: 0.37 -> {recipe.denoiser.class_dropout}" in told.out + told.err

@@ -73,6 +73,20 @@ def test_files_and_figures(model, videos, tmp_path, capsys):
     assert shown[1] == pytest.approx(expected, abs=0.05)
 
 
+def test_of_a_folder_that_training_never_saw_all_clips_are_taken(model, tmp_path, numbered, capsys):
+    for number in range(6):
+        numbered.write(tmp_path / "new" / f"{number}.mp4", frames=12, fps=10.0)
+    main(str(model), str(tmp_path / "new"), out=tmp_path / "out")
+    assert "over 6 of 6 clips" in capsys.readouterr().out
+    main(str(model), str(tmp_path / "new"), out=tmp_path / "out", split="train")
+    train = int(re.search(r"of (\d+) clips", capsys.readouterr().out)[1])
+    assert train < 6
+    own = Recipe.load(model, [f"data.path={tmp_path / 'new'}"])
+    own.save(model / "recipe.yaml")
+    main(str(model), str(tmp_path / "new"), out=tmp_path / "out")
+    assert f"of {6 - train} clips" in capsys.readouterr().out, "of the model's own clips those that were held out"
+
+
 def test_one_file(model, tmp_path, numbered):
     path = numbered.write(tmp_path / "alone.mp4", frames=12, fps=10.0, size=(64, 80))
     main(str(model / "tokenizer"), str(path), out=tmp_path / "out", frames=8, size=32, stride=1, tiled=True)

@@ -248,3 +248,12 @@ def test_wrong_models(model, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(InputError, match="cut cannot be loaded"):
         main(str(tmp_path / "cut"), out=tmp_path)
+
+
+def test_older_videos_in_the_folder_are_told_of(model, tmp_path, capsys):
+    common = {"classes": "up", "steps": 1, "device": "cpu", "out": tmp_path / "out"}
+    main(str(model), **common, count=2)
+    assert capsys.readouterr().out.strip().endswith(f"2 videos and sheet.png in {tmp_path / 'out'}")
+    main(str(model), **common, count=1)
+    told = capsys.readouterr().out
+    assert "1 video and sheet.png" in told and f"1 older video stays in {tmp_path / 'out'}" in told

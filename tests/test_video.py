@@ -17,11 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vqvdm.decode import _from_key, frame_images
+from vqvdm.decode import VIDEO_SUFFIXES, _from_key, frame_images
 from vqvdm.errors import InputError
 from vqvdm.files import check_writable
 from vqvdm.video import (
     VideoError,
+    _in_ascii,
     grid,
     probe,
     read_frames,
@@ -526,3 +527,36 @@ def test_a_format_without_a_decoder_is_named(tmp_path):
     drawing.write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>")
     with pytest.raises(VideoError, match=r"drawing.mp4: (there is no decoder|not a readable video)"):
         probe(drawing)
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "codec", "rate"),
+    [
+        ("a.mpg", "mpeg", "mpeg1video", 25),
+        ("a.wmv", "asf", "wmv2", 8),
+        ("a.flv", "flv", "flv", 8),
+        ("a.mts", "mpegts", "mpeg2video", 25),
+        ("a.3gp", "3gp", "mpeg4", 8),
+    ],
+)
+def test_older_containers_are_read_whole_and_in_order(tmp_path, name, form, codec, rate):
+    assert Path(name).suffix in VIDEO_SUFFIXES
+    levels = np.linspace(30, 220, 40).astype(np.uint8)
+    with av.open(str(tmp_path / name), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 64, 48, "yuv420p", 2_000_000
+        for level in levels:
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), level, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    info = probe(tmp_path / name)
+    assert (info.frames, info.width, info.height) == (40, 64, 48)
+    assert info.fps == pytest.approx(rate, rel=0.03)  # MPEG's program stream stamps one frame late
+    wanted = [3, 20, 39]
+    found = read_frames(tmp_path / name, wanted, info).mean(axis=(1, 2, 3))
+    assert np.abs(found - levels[wanted]).max() < 4
+
+
+def test_labels_of_sheets_are_spelt_in_letters_that_the_font_has():
+    assert _in_ascii("Müde Geste, Großes Ÿ") == "Mude Geste, Grosses Y"
+    assert _in_ascii("手a") == "?a"

@@ -31,7 +31,10 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vqvdm.errors import InputError
 
-VIDEO_SUFFIXES = frozenset({".avi", ".mp4", ".m4v", ".webm", ".mov", ".mkv", ".gif"})
+VIDEO_SUFFIXES = frozenset(
+    {".avi", ".mp4", ".m4v", ".webm", ".mov", ".mkv", ".gif"}
+    | {".mpg", ".mpeg", ".wmv", ".3gp", ".flv", ".ogv", ".mts", ".m2ts"}
+)
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"})
 FOLDER_FPS = 25.0  # frame folders carry no rate; 25 is what the public loaders of Sky Time-lapse assume
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -223,6 +224,12 @@ def strip(video: Video) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def _in_ascii(label: str) -> str:
+    """In the letters that Pillow's own font has: accents are left out, what remains unknown is "?"."""
+    letters = unicodedata.normalize("NFKD", label.replace("ß", "ss"))
+    return "".join(letter if letter.isascii() else "?" for letter in letters if not unicodedata.combining(letter))
+
+
 def sheet(
     videos: Sequence[Video], labels: Sequence[str] | None = None, frames: int = 8, side: int = SHEET_SIDE
 ) -> NDArray[np.uint8]:
@@ -238,7 +245,7 @@ def sheet(
     image = grid([frame[None] for row in padded for frame in row], columns)[0]  # (H, W, 3)
     if labels is None:
         return image
-    font = ImageFont.load_default()
+    font, labels = ImageFont.load_default(), [_in_ascii(label) for label in labels]
     margin = 8 + round(max(font.getlength(label) for label in labels))
     canvas = Image.new("RGB", (margin + image.shape[1], image.shape[0]), "white")
     canvas.paste(Image.fromarray(image), (margin, 0))

@@ -286,6 +286,7 @@ def _folders(root: Path) -> Listing:
     notes += _left_out("videos", [video.path for video in videos if len(video.place) == 1], "they lie in no class")
     notes += _left_out("folders of images", thumbs, "their class has video files")
     notes += _left_out("folders of images", disk.covers, "folders of images lie in them")
+    notes += _empty(root, disk)
     samples = [
         Sample(video.path, video.place[0], video.split, source_of("/".join(video.parts)))
         for video in inside
@@ -301,7 +302,17 @@ def _flat(root: Path) -> Listing:
     videos, notes = _placed(root, disk.files, ())
     samples = [Sample(video.path, None, video.split, source_of("/".join(video.parts))) for video in videos]
     notes += _left_out("folders of images", disk.clips, "the layout is of video files alone")
+    notes += _empty(root, disk)
+    if len(around := {video.parts[0] if len(video.parts) > 1 else "" for video in videos}) == 1 and any(around):
+        notes += (f'all videos lie in {around.pop()}, and one class is none (layout "folders" takes it for one)',)
     return Listing(root, "flat", tuple(samples), (), "folder names", notes=notes)
+
+
+def _empty(root: Path, disk: _OnDisk) -> tuple[str, ...]:
+    """A note on folders that may have been meant as classes."""
+    full = {path.split("/")[0] for path in (*disk.files, *disk.images)}
+    _, folders, _ = next(_walk(root))
+    return _left_out("folders", [name for name in folders if name not in full], "no video lies in them")
 
 
 def _left_out(what: str, paths: Sequence[str], why: str) -> tuple[str, ...]:

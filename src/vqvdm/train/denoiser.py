@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -143,7 +144,7 @@ def open_latents(run: Path, tokenizer: VideoTokenizer) -> LatentCache:
     try:
         return LatentCache(run / "latents", tokenizer.latents_fingerprint())
     except InputError as error:
-        raise InputError(f"{error}: vqvdm encode {run}") from error
+        raise InputError(f"{error}: vqvdm encode {shlex.quote(str(run))}") from error
 
 
 def _check_data(recipe: Recipe, latents: LatentCache) -> None:
@@ -160,7 +161,7 @@ def _check_data(recipe: Recipe, latents: LatentCache) -> None:
     if differing:
         raise InputError(
             f"the latent cache {latents.folder} was encoded from other clips: {'; '.join(differing)}. "
-            f"Ask for the same, or encode again: vqvdm encode {latents.folder.parent}"
+            f"Ask for the same, or encode again: vqvdm encode {shlex.quote(str(latents.folder.parent))}"
         )
 
 

@@ -8,6 +8,7 @@ guidance is learnt along, so a step is one pass.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,11 +74,18 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
             f"{run} predicts {teacher.objective.prediction}; paths can be straightened only of denoiser.diffusion."
             "prediction=flow"
         )
+    latents = LatentCache(run / "latents")
+    assert teacher.tokenizer is not None
+    if latents.index["tokenizer"] != teacher.tokenizer.latents_fingerprint():
+        raise InputError(
+            f"{run}/pipeline has another tokenizer than {run}/latents were written by: train its denoiser on these "
+            f"(vqvdm train denoiser {shlex.quote(str(run))}), then distil"
+        )
     student.mkdir(parents=True, exist_ok=True)
     with sole_writer(student):
         with whole_folder(student / "tokenizer") as folder:
             shutil.copytree(trained / "tokenizer", folder, dirs_exist_ok=True)  # with a decoder that was joined to it
-        _write_pairs(recipe, teacher, LatentCache(run / "latents"), student / "latents")
+        _write_pairs(recipe, teacher, latents, student / "latents")
     return train_denoiser(student_recipe(recipe, run), student, "student")
 
 

@@ -212,6 +212,7 @@ class _Session:
         self.accelerator.wait_for_everyone()
         if self.training.precision == "bf16" and not fast_bf16(self.accelerator.device):
             self.progress.say("precision: this processor is slow at bf16, so float32 is used")
+        changes = list(dict.fromkeys([*self.changes, *self._rewritten()]))  # also of the other stage's settings
         if self.main:
             self.recipe.save(self.run / "recipe.yaml")
         if self.training.trackers:
@@ -226,8 +227,18 @@ class _Session:
                     f"all {self.counters.step} updates are done ({folder}); to train longer, raise "
                     f"{self.stage.name}.training.steps"
                 )
-            self.progress.say("\n".join([what, *(f"  changed: {change}" for change in self.changes)]))
+            self.progress.say(what)
+        if changes:
+            self.progress.say("\n".join(f"  changed: {change}" for change in changes))
         self._start_from_here()
+
+    def _rewritten(self) -> list[str]:
+        """How the run's recipe so far differs from the one that takes its place."""
+        path = self.run / "recipe.yaml"
+        try:
+            return differences(plain(Recipe.load(path)), plain(self.recipe)) if path.is_file() else []
+        except InputError:  # of another version, or damaged: nothing can be said of it
+            return []
 
     def update(self) -> None:
         """One update, all of whose chance follows from seed and step."""

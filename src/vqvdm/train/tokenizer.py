@@ -92,11 +92,30 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
     """
     training, run = _checked(recipe).training, Path(run)
     accelerator = make_accelerator(training, run)
+    if accelerator.is_main_process and (late := never_reached(recipe.tokenizer)):
+        logger.warning("beyond the %d updates of this training, and so never used: %s", training.steps, ", ".join(late))
     with accelerator.main_process_first():
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         unseen = open_unseen(recipe.data, warn=accelerator.is_main_process)
     stage = TokenizerStage(recipe, accelerator, dataset, unseen)
     return train(stage, accelerator, dataset, recipe, run, progress)
+
+
+def never_reached(tokenizer: TokenizerRecipe | None) -> list[str]:
+    """Parts of the loss that would enter after the last update, as name and number of the setting."""
+    if tokenizer is None:
+        return []
+    loss, model = tokenizer.loss, tokenizer.model
+    entries = {
+        "quantize_after": (loss.quantize_after, model.get("quantizer") != "none" and not tokenizer.decoder_only),
+        "perceptual_after": (loss.perceptual_after, loss.perceptual > 0),
+        "adversarial.start": (loss.adversarial.start, loss.adversarial.weight > 0),
+    }
+    return [
+        f"tokenizer.loss.{name} {update}"
+        for name, (update, used) in entries.items()
+        if used and update >= tokenizer.training.steps
+    ]
 
 
 def dry_run_tokenizer(recipe: Recipe) -> list[str]:

@@ -10,17 +10,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.data import ConcatDataset
 from tqdm import tqdm
 
 import vqvdm
 from vqvdm.data import open_dataset
 from vqvdm.data.clips import ClipDataset, ClipTiming
 from vqvdm.data.index import build_index
-from vqvdm.data.layouts import Layout
+from vqvdm.data.layouts import Layout, find_videos
 from vqvdm.data.listing import Sample
 from vqvdm.data.worlds import WORLDS
 from vqvdm.decode import VIDEO_SUFFIXES
-from vqvdm.errors import check_at_least_one
+from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.loading import load_tokenizer
 from vqvdm.metrics.quality import psnr, squared_errors
@@ -48,7 +49,7 @@ def main(
     *,
     out: Path = Path("reconstructions"),
     count: int = 8,
-    split: Literal["train", "test"] = "test",
+    split: Literal["train", "test", "all"] | None = None,
     layout: Layout = "auto",
     frames: int | None = None,
     size: int | None = None,
@@ -69,7 +70,7 @@ def main(
         path: a folder of videos in any layout, a manifest, one video file, toy, or toy-clouds.
         out: folder for the files; made if absent.
         count: clips, spread evenly over the data.
-        split: of the data.
+        split: train, test or all; by default test, but all of other clips than the model's own that name no splits.
         layout: auto, ucf101, frames, folders, flat or manifest.
         frames: frames of a clip.
         size: height and width in pixels.
@@ -99,7 +100,7 @@ def main(
     tokenizer.latent_shape(data.frames, data.size, data.size)
     if tiled:
         tokenizer.enable_tiling()
-    dataset = open_clips(data, split)
+    dataset = open_clips(data, split or usual_split(data, trained))
     facts = {"generator": f"vqvdm {vqvdm.__version__}", "content": "a real clip above its reconstruction"}
     chosen = sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))})
     shown: list[Video] = []
@@ -128,11 +129,30 @@ def trained_on(model: Path) -> DataRecipe:
     return DataRecipe()
 
 
-def open_clips(data: DataRecipe, split: Literal["train", "test"]) -> Any:
+def usual_split(data: DataRecipe, trained: DataRecipe) -> Literal["test", "all"]:
+    """Unseen clips: those that training held out, or all of a folder that training never saw."""
+    path = Path(data.path).expanduser()
+    if not path.is_dir() or path.resolve() == Path(trained.path).expanduser().resolve():
+        return "test"
+    return "all" if find_videos(path, data.layout, data.split).held_out else "test"
+
+
+def open_clips(data: DataRecipe, split: Literal["train", "test", "all"]) -> Any:
     """The data set, cut as for evaluation; a single video file is a data set of one clip."""
     path = Path(data.path).expanduser()
     if not (path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES):
-        return open_dataset(data, split, training=False)
+        if split != "all":
+            return open_dataset(data, split, training=False)
+        parts: list[Any] = []
+        problems: list[InputError] = []
+        for name in ("train", "test"):  # one of them may be empty
+            try:
+                parts.append(open_dataset(data, name, training=False))
+            except InputError as error:
+                problems.append(error)
+        if not parts:
+            raise problems[0]
+        return ConcatDataset(parts)
     timing = ClipTiming(data.frames, data.fps, data.stride)
     index = build_index(path.parent, [path.name], progress=False)
     return ClipDataset(path.parent, [Sample(path.name)], index, (), timing, data.size, training=False)

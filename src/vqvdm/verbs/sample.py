@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from vqvdm import models
 from vqvdm.errors import InputError, check_at_least_one
@@ -102,6 +102,8 @@ def main(
         length=length,
         overlap=overlap,
     )
+    before = {path.name for path in out.glob("*") if path.suffix in {f".{name}" for name in get_args(Format)}}
+    before -= {"sheet.png"}
     call, arguments = prepare(pipeline, request)
     facts = provenance(pipeline, model, request)
     shown: list[Video] = []
@@ -112,4 +114,7 @@ def main(
         shown += [made] if len(shown) < _SHEET_ROWS else []
     labels = [order.file for order in orders[:_SHEET_ROWS]]
     write_sheet(out / "sheet.png", shown, labels, metadata={**facts, "seed": seed})
-    print(f"{len(orders)} videos and sheet.png in {out}")
+    videos = "1 video" if len(orders) == 1 else f"{len(orders)} videos"
+    print(f"{videos} and sheet.png in {out}")
+    if older := len(before - {f"{order.file}.{format}" for order in orders}):
+        print(f"{older} older {'video stays' if older == 1 else 'videos stay'} in {out}: --out names another folder")
