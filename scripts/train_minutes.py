@@ -46,9 +46,8 @@ def main() -> None:
     for key in shares:
         if key not in LATE:
             sys.exit(f"{key} cannot be a share of the time; only {', '.join(LATE)} can")
-    overrides = [word for word in asked.overrides if share_of(word) is None] + [
-        f"{key}={ENDLESS - 1}" for key in shares
-    ]
+    overrides = [word for word in asked.overrides if share_of(word) is None]
+    overrides += [f"{key}={ENDLESS - 1}" for key in shares]  # below the last update, so that nobody is told "never"
     recipe = Recipe.load(asked.recipe, [*overrides, f"{asked.stage}.training.steps={ENDLESS}"], check_models=True)
     clock = Clock(recipe, 60 * asked.minutes, shares, time.process_time if asked.processor else time.monotonic)
     module, train = STAGES[asked.stage]

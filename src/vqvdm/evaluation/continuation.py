@@ -15,6 +15,7 @@ from tqdm import tqdm
 from vqvdm.continuation import continue_video
 from vqvdm.generation import video_seed
 from vqvdm.metrics.quality import psnr, squared_errors
+from vqvdm.metrics.seams import frame_changes
 from vqvdm.output import VQVDMPipelineOutput
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.video import to_clip, to_video
@@ -82,8 +83,8 @@ def _psnr(a: Clips, b: Clips) -> float:
 
 
 def changes_of(clips: Clips) -> NDArray[np.float64]:
-    """Mean absolute change of the pixels from each frame to the next, in grey levels: (n, t - 1)."""
-    return np.stack([np.abs(np.diff(clip.astype(np.int16), axis=0)).mean(axis=(1, 2, 3)) for clip in clips])
+    """`frame_changes` of each clip: (n, t - 1)."""
+    return np.stack([frame_changes(clip) for clip in clips])
 
 
 def joint_of(clips: Clips, windows: Sequence[tuple[int, int]], given: int, factor: int) -> float:

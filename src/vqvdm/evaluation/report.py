@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from vqvdm.evaluation.features import Features
 from vqvdm.evaluation.score import Scored
 from vqvdm.evaluation.scores import LABELS
 from vqvdm.evaluation.sides import SHOWN_SIDE
-from vqvdm.files import write_text
+from vqvdm.files import write_json, write_text
 from vqvdm.metrics.motion import NUMBERS
 from vqvdm.video import Video, write_sheet
 
@@ -40,7 +39,7 @@ def write_report(path: Path, scored: Scored, real: Sequence[Video], fake: Sequen
     write_sheet(frames, shown, labels)
     write_text(motion, motion_figure(scored.real, scored.fake))
     write_text(words, as_markdown(scored.report, frames.name, motion.name))
-    write_text(path, json.dumps(scored.report, indent=1) + "\n")
+    write_json(path, scored.report)
     return [path, words, frames, motion]
 
 

@@ -22,7 +22,7 @@ from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.features import Extractor, Features, features_of
 from vqvdm.evaluation.models import GeneratedVideos
 from vqvdm.evaluation.sources import Videos, check_enough, in_8_bits, read_clips
-from vqvdm.files import write_bytes, write_text
+from vqvdm.files import write_bytes, write_json
 from vqvdm.metrics.protocol import Draw, Protocol, draw_clips
 from vqvdm.processes import this_process
 from vqvdm.video import Video, shrunk
@@ -211,4 +211,4 @@ def store_reference(side: DrawnVideos, folder: Path) -> None:
         "clips": [side.count(repeat) for repeat in range(side.protocol.repeats)],
         "versions": {"vqvdm": vqvdm.__version__},
     }
-    write_text(folder / "reference.json", json.dumps(about, indent=1) + "\n")
+    write_json(folder / "reference.json", about)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.export import Dim, export, save
 
 from vqvdm import __version__
 from vqvdm.errors import InputError
-from vqvdm.files import write_bytes, write_text
+from vqvdm.files import write_bytes, write_json, write_text
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.schedulers import fit, set_steps
 
@@ -53,7 +52,7 @@ def write_programs(pipeline: VQVDMPipeline, folder: Path) -> list[Path]:
         paths.append(folder / f"{name}.pt2")
         write_bytes(paths[-1], buffer.getvalue())
     paths += [folder / "settings.json", folder / "sampler.py"]
-    write_text(paths[-2], json.dumps(settings(pipeline), indent=1) + "\n")
+    write_json(paths[-2], settings(pipeline))
     write_text(paths[-1], _SAMPLER.read_text(encoding="utf-8"))
     return paths
 

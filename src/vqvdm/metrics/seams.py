@@ -42,6 +42,11 @@ def seam(errors: NDArray[np.float64], factor: int) -> float:
     return float(errors[..., between].mean()) / within if within > 0 else float("nan")
 
 
+def frame_changes(clip: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean absolute change of the pixels from each frame to the next, in grey levels: (t, h, w, 3) -> (t - 1,)."""
+    return np.abs(np.diff(clip.astype(np.float32), axis=0)).mean(axis=(1, 2, 3), dtype=np.float64)
+
+
 def flicker(made: NDArray[np.uint8]) -> float:
     """Mean change from frame to frame of what is made of a still clip (t, h, w, 3), in grey levels: 0 is none."""
-    return float(np.abs(np.diff(made.astype(np.float32), axis=0)).mean(dtype=np.float64))
+    return float(frame_changes(made).mean())

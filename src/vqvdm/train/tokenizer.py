@@ -90,9 +90,10 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
         InputError: recipe, data, checkpoint or disk do not allow it.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    training, run = _checked(recipe).training, Path(run)
+    part, run = _checked(recipe), Path(run)
+    training = part.training
     accelerator = make_accelerator(training, run)
-    if accelerator.is_main_process and (late := never_reached(recipe.tokenizer)):
+    if accelerator.is_main_process and (late := never_reached(part)):
         logger.warning("beyond the %d updates of this training, and so never used: %s", training.steps, ", ".join(late))
     with accelerator.main_process_first():
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
@@ -101,10 +102,8 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
-def never_reached(tokenizer: TokenizerRecipe | None) -> list[str]:
+def never_reached(tokenizer: TokenizerRecipe) -> list[str]:
     """Parts of the loss that would enter after the last update, as name and number of the setting."""
-    if tokenizer is None:
-        return []
     loss, model = tokenizer.loss, tokenizer.model
     entries = {
         "quantize_after": (loss.quantize_after, model.get("quantizer") != "none" and not tokenizer.decoder_only),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,7 +26,7 @@ from vqvdm.evaluation.report import as_text, write_report
 from vqvdm.evaluation.score import score
 from vqvdm.evaluation.sides import DrawnVideos, Side, StoredReference, store_reference
 from vqvdm.evaluation.sources import Videos, open_videos
-from vqvdm.files import check_writable, write_text
+from vqvdm.files import check_writable, write_json
 from vqvdm.generation import compile_for, make_orders, usual_batch
 from vqvdm.loading import load_pipeline, load_tokenizer, pick_device, pick_dtype
 from vqvdm.metrics.c3d import FRAMES as C3D_FRAMES
@@ -364,7 +363,7 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
     if this_process().is_main_process:
         print(rows_of(reports))
         if report is not None:
-            write_text(report, json.dumps(reports, indent=1) + "\n")
+            write_json(report, reports)
     this_process().destroy_process_group()
 
 

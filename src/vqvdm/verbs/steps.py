@@ -13,7 +13,7 @@ from vqvdm.charts import ACCENT, INK, SECOND, SOFT, Series, alone, line_chart
 from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.features import Extractor
 from vqvdm.evaluation.report import table
-from vqvdm.files import check_writable, write_text
+from vqvdm.files import check_writable, write_json, write_text
 from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
 from vqvdm.metrics.protocol import Protocol
 from vqvdm.pipeline import VQVDMPipeline
@@ -193,4 +193,4 @@ def _write(report: Path, rows: Sequence[Row], best: Row, line: str) -> None:
     found = f"Knee: {best.scheduler}, {best.steps} steps."
     write_text(words, "\n\n".join([as_table(rows), found, f"![FVD]({drawn.name})", f"Protocol: {line}"]) + "\n")
     plain = {"rows": [asdict(row) for row in rows], "knee": asdict(best), "protocol": line}
-    write_text(report, json.dumps(plain, indent=1) + "\n")
+    write_json(report, plain)
