@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 # One thread a process: several test workers, and results that do not depend on the number of cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-slow site lint format clean weights
+.PHONY: help demo test test-slow test-lora site lint format clean weights
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +31,13 @@ test: weights
 test-slow: weights
 	$(TEST) -m slow
 
+# Beside the environment, not in it: with transformers installed, which peft wants, all that imports diffusers starts two
+# seconds later.
+test-lora: $(STAMP)
+	test -d .venv-lora || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-lora \
+		peft==0.21.2 transformers==5.24.0 tokenizers==0.23.3
+	PYTHONPATH=.venv-lora OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_train_lora.py
+
 # In an environment of its own: the site is made from the sources' text, and its tools ask for other versions than ours.
 site:
 	test -x .venv-site/bin/python || $(PYTHON) -m venv .venv-site
@@ -48,7 +55,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-site
+	rm -rf $(VENV) .venv-site .venv-lora
 
 # torch by itself first: where pip is pointed at torch's CPU builds, nothing later swaps it for another.
 $(STAMP): pyproject.toml constraints.txt

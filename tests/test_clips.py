@@ -230,7 +230,7 @@ def test_manifest_stretches_bound_the_windows(tmp_path, numbered):
         "file,label,split,start,end\na.mp4,x,train,2,2.4\na.mp4,y,train,,0.2\na.mp4,y,test,3.8,\na.mp4,x,train,9,\n"
     )
     dataset = _open(tmp_path / "m.csv")
-    assert "1 of 3 videos are too short for 4 frames" in dataset.notes
+    assert "too short for 4 frames: 1 of 3 videos" in dataset.notes
     for index, (low, high) in enumerate([(50, 60), (0, 5)]):
         shown = [numbered.read(to_video(dataset[index, draw]["clip"])) for draw in range(12)]
         assert min(map(min, shown)) == low
@@ -284,7 +284,7 @@ def test_short_and_bad_videos_are_left_out_and_counted(tmp_path, numbered):
     assert len(dataset) == 2
     assert dataset.notes[0] == "train: 2 videos; split: folder names"
     assert dataset.notes[1].startswith("1 of 5 videos cannot be read (first: train/bad.avi: not a readable video")
-    assert dataset.notes[2] == "2 of 5 videos are too short for 4 frames at stride 4"
+    assert dataset.notes[2] == "too short for 4 frames at stride 4: 2 of 5 videos"
 
 
 def test_when_every_video_is_too_short_the_needed_and_the_longest_are_named(tmp_path, numbered):

@@ -221,10 +221,28 @@ def test_the_command(tmp_path, capsys, monkeypatch, fetched_weights):
     assert found["protocol"]["name"] == "tats+"
     assert found["protocol"]["epsilon"] == 1e-5
     assert (found["fake"]["videos"], found["fake"]["skipped"]) == (4, 1)
-    assert any("1 videos cannot be read (first: broken.mp4" in warning for warning in found["warnings"])
+    assert any("cannot be read: 1 (first: broken.mp4" in warning for warning in found["warnings"])
     assert "FVD" in capsys.readouterr().out
     assert cli.main([*arguments, "--clips", "5"]) == 2
     assert "5 clips were asked for, and 4 are there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rate", "arguments", "warned"), [(16, [], True), (8, [], False), (16, ["--fps", "8"], False)])
+def test_clips_of_other_frame_rates_are_told(tmp_path, monkeypatch, fetched_weights, rate, arguments, warned):
+    monkeypatch.setenv("VQVDM_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "weights").symlink_to(fetched_weights)
+    monkeypatch.setattr("vqvdm.verbs.evaluate.load_i3d", lambda epsilon: Projection())
+    for side, fps, frames in (("samples", rate, 40), ("reference", 8, 20)):
+        (tmp_path / side).mkdir()
+        for number, video in enumerate(videos(0, 4, frames=frames)):
+            write_video(tmp_path / side / f"{number}.mp4", video, fps)
+    report = tmp_path / "report.json"
+    sides = [str(tmp_path / "samples"), "--reference", str(tmp_path / "reference"), "--split", "all"]
+    assert cli.main(["evaluate", "files", *sides, "--report", str(report), *arguments]) == 0
+    warnings = [line for line in json.loads(report.read_text())["warnings"] if "plays at" in line]
+    assert warnings == [line for line in warnings if "plays at 8 frames per second" in line and "at 16: a clip" in line]
+    assert bool(warnings) is warned
 
 
 def test_without_weights_the_ways_to_get_them_are_named(tmp_path, capsys):
@@ -350,7 +368,7 @@ def test_videos_that_are_too_short_are_counted(tmp_path):
         open_videos(tmp_path / "mixed"), open_videos(stored(tmp_path / "o.npy", videos(1, 4))), Protocol()
     )
     assert (report["fake"]["videos"], report["fake"]["too_short"]) == (3, 1)
-    assert any("1 of 3 videos are too short" in warning for warning in report["warnings"])
+    assert any("too short, and left out: 1 of 3 videos" in warning for warning in report["warnings"])
 
 
 def test_inception_scores_do_not_hang_on_the_order_of_clips():

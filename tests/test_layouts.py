@@ -212,7 +212,7 @@ def test_classes_of_frame_folders(tmp_path):
     _touch(tmp_path, "cover.jpg", "run/cover.jpg")  # above videos: no videos themselves
     listing = find_videos(tmp_path)
     assert set(_labels(listing)) == {"jump/clip1", "run/clip1", "run/clip2"}
-    assert listing.notes == ("1 folders of images are left out, as folders of images lie in them (first: run)",)
+    assert listing.notes == ("folders of images left out, as folders of images lie in them: 1 (first: run)",)
     _touch(tmp_path, "sing/1.png")
     with pytest.raises(InputError, match=r'1 folders of images directly and 3 in sub-folders; .*"folders".* "frames"'):
         find_videos(tmp_path)
@@ -228,8 +228,8 @@ def test_a_class_of_files_beside_a_class_of_frame_folders(tmp_path, split):
     listing = find_videos(tmp_path)
     assert set(_labels(listing)) == {f"{split}x/a.mp4", f"{split}x/b.mp4", f"{split}y/clip"}
     assert listing.notes == (
-        "1 videos are left out, as they lie in no class (first: posters)",
-        f"1 folders of images are left out, as their class has video files (first: {split}x/thumbs)",
+        "videos left out, as they lie in no class: 1 (first: posters)",
+        f"folders of images left out, as their class has video files: 1 (first: {split}x/thumbs)",
     )
 
 
@@ -240,7 +240,7 @@ def test_images_beside_videos_make_no_classes(tmp_path):
     _touch(tmp_path / "flat", "1.mp4", "2.mp4", "thumbs/1.jpg")
     listing = find_videos(tmp_path / "flat")
     assert (listing.layout, len(listing.samples)) == ("flat", 2)
-    assert "1 folders of images are left out" in listing.notes[0]
+    assert "folders of images left out" in listing.notes[0]
 
 
 def test_files_and_frame_folders_at_several_depths_need_a_choice(tmp_path):
@@ -249,7 +249,7 @@ def test_files_and_frame_folders_at_several_depths_need_a_choice(tmp_path):
         find_videos(tmp_path)
     listing = find_videos(tmp_path, layout="frames")
     assert [sample.path for sample in listing.samples] == ["frames/x/1", "frames/y/1"]
-    assert listing.notes == ("2 video files are left out, as the layout is of images alone (first: videos/x/1.mp4)",)
+    assert listing.notes == ("video files left out, as the layout is of images alone: 2 (first: videos/x/1.mp4)",)
 
 
 def test_classes_called_like_splits_are_classes(tmp_path):
@@ -467,9 +467,20 @@ def test_folders_without_videos_and_a_single_class_are_noted(tmp_path):
     (tmp_path / "Katze" / "k.vob").touch()
     listing = find_videos(tmp_path)
     assert listing.layout == "flat"
-    assert "2 folders are left out, as no video lies in them (first: Katze)" in listing.notes
+    assert "folders left out, as no video lies in them: 2 (first: Katze)" in listing.notes
     assert any("all videos lie in Hund, and one class is none" in note for note in listing.notes)
     (tmp_path / "Katze" / "k.mpg").touch()
     listing = find_videos(tmp_path)
     assert listing.classes == ("Hund", "Katze")
-    assert listing.notes == ("1 folders are left out, as no video lies in them (first: leer)",)
+    assert listing.notes == ("folders left out, as no video lies in them: 1 (first: leer)",)
+
+
+def test_folders_within_a_class_are_of_that_class_with_a_note(tmp_path):
+    for name in ("a/1", "a/big/2", "a/small/3", "b/4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.mp4").touch()
+    listing = find_videos(tmp_path)
+    assert [sample.label for sample in listing.samples] == ["a", "a", "a", "b"]
+    assert listing.notes == (
+        "videos in folders of their class's folder, which count as the class: 2 (first: a/big/2.mp4)",
+    )

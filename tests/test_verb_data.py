@@ -28,7 +28,9 @@ def test_a_good_folder(tmp_path, numbered, capsys, monkeypatch):
     ):
         numbered.write(tmp_path / f"{name}.avi", frames=frames, fps=fps)
     assert check(str(tmp_path), frames=16) == 0
-    found = _lines(capsys.readouterr().out)
+    out = capsys.readouterr().out
+    assert "\nToo short for 16 frames, left out: 1\n  train/x/a.avi: 10 frames at 25 fps\n" in out
+    found = _lines(out)
     assert found["layout"] == "folders"
     assert found["videos"] == "4 (train 3, test 1); 0 bad"
     assert found["classes"] == "2"
@@ -58,6 +60,22 @@ def test_every_bad_file_is_named_with_its_reason_and_ends_in_status_1(tmp_path, 
     assert re.search(r"Damaged, but usable: 1\n  cut\.avi: the header states 60 frames", out)
 
 
+def test_the_table_of_classes_counts_what_can_be_read(tmp_path, numbered, capsys):
+    for name in ("x/a", "x/b", "y/c", "z/d"):
+        numbered.write(tmp_path / "train" / f"{name}.avi")
+    (tmp_path / "train" / "y" / "bad.avi").write_text("no video")
+    (tmp_path / "train" / "z" / "d.avi").write_text("no video")
+    assert check(str(tmp_path)) == 1
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["id", "class", "train", "test", "bad"] in rows
+    table = [row for row in rows if row and row[0] in "012"]
+    assert [[row[1], int(row[2]) + int(row[3]), row[4]] for row in table] == [
+        ["x", 2, "0"],
+        ["y", 1, "1"],
+        ["z", 0, "1"],
+    ]
+
+
 def test_a_manifest_states_frame_rates(tmp_path, numbered, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     for name in "ab":
@@ -79,7 +97,7 @@ def test_what_the_layout_leaves_out_is_said(tmp_path, numbered, capsys):
     check(str(tmp_path), layout="folders")
     out = capsys.readouterr().out
     assert "Notes: 2\n  not taken as splits, though called so: steam_train" in out
-    assert "  1 videos are left out, as they lie in no class (first: c.avi)" in out
+    assert "  videos left out, as they lie in no class: 1 (first: c.avi)" in out
 
 
 def test_real_folders(real_data, capsys, monkeypatch):
@@ -91,7 +109,7 @@ def test_real_folders(real_data, capsys, monkeypatch):
     assert found["frame rates"] == "29.97 fps: 6, 25 fps: 5"
     assert "Listed, but absent: 13309" in out
     assert "... and 13299 more" in out
-    assert "(92 classes without videos)" in out
+    assert "(92 more without videos)" in out
     assert check(str(real_data / "sky-mini"), frames=32) == 0
     found = _lines(capsys.readouterr().out)
     assert found["layout"] == "frames"

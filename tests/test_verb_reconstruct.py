@@ -57,12 +57,12 @@ def test_a_perfect_codec_is_perfect(videos):
 def test_files_and_figures(model, videos, tmp_path, capsys):
     main(str(model), str(videos), out=tmp_path / "out", count=3)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"00000.mp4", "00002.mp4", "00004.mp4", "sheet.png"}
+    assert names == {"00000-0.mp4", "00002-2.mp4", "00004-4.mp4", "sheet.png"}
     printed = capsys.readouterr().out
-    shown = [float(value) for value in re.findall(r"^\d{5} +([\d.]+) dB", printed, re.MULTILINE)]
+    shown = [float(value) for value in re.findall(r"^\d{5}-\d +([\d.]+) dB", printed, re.MULTILINE)]
     mean = float(re.search(r"mean PSNR ([\d.]+) dB over 3 of 5 clips", printed)[1])
     assert len(shown) == 3 and mean == pytest.approx(np.mean(shown), abs=0.01)
-    video = read_video(tmp_path / "out" / "00002.mp4")
+    video = read_video(tmp_path / "out" / "00002-2.mp4")
     assert video.shape == (4, 16 + 2 + 16, 16, 3)  # two white pixels between
     # The figure once more, from the file alone: the tokenizer applied to the clip and numpy's arithmetic.
     dataset = open_dataset(DataRecipe(path=str(videos), frames=4, size=16, stride=2), "test", training=False)
@@ -90,7 +90,7 @@ def test_of_a_folder_that_training_never_saw_all_clips_are_taken(model, tmp_path
 def test_one_file(model, tmp_path, numbered):
     path = numbered.write(tmp_path / "alone.mp4", frames=12, fps=10.0, size=(64, 80))
     main(str(model / "tokenizer"), str(path), out=tmp_path / "out", frames=8, size=32, stride=1, tiled=True)
-    assert read_video(tmp_path / "out" / "00000.mp4").shape == (8, 66, 32, 3)
+    assert read_video(tmp_path / "out" / "00000-alone.mp4").shape == (8, 66, 32, 3)
     clip = open_clips(DataRecipe(path=str(path), frames=4, size=64, stride=2), "test")[0]["clip"]
     assert numbered.read(to_video(clip)) == [2, 4, 6, 8]  # the middle of 12 frames
 

@@ -45,6 +45,15 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image).astype(int)
 
 
+@pytest.mark.parametrize(("fps", "told"), [(2.0, False), (4.3, False), (5.0, True), (1.5, True)])
+def test_frame_rates_that_training_never_saw_are_told(tmp_path, caplog, fps, told):
+    pipeline = tiny_pipeline()
+    pipeline.register_to_config(about={**pipeline.config["about"], "slowest_fps": 2.0, "fastest_fps": 4.0})
+    pipeline.save_pretrained(tmp_path / "model")
+    main(str(tmp_path / "model"), classes="up", fps=fps, steps=1, out=tmp_path / "out", format="png")
+    assert ("the model was trained at 2 to 4 frames per second" in caplog.text) is told
+
+
 def test_pictures_and_videos_are_given_in_files(model, tmp_path):
     pipeline = tiny_pipeline()
     size, window = pipeline.config["height"], pipeline.config["num_frames"]

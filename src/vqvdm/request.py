@@ -15,6 +15,8 @@ from vqvdm.decode import Video, probe, read_frames, read_video
 from vqvdm.errors import InputError
 from vqvdm.pipeline import VQVDMPipeline
 
+_FAR = 1.1  # times the rates of training, up to which nothing is said
+
 
 @dataclass(frozen=True)
 class Request:
@@ -56,6 +58,19 @@ def prepare(pipeline: VQVDMPipeline, request: Request) -> tuple[Callable[..., An
     there = len(given.get("video", ()))
     length = request.length or there + pipeline.config["num_frames"] - min(request.overlap, there)
     return partial(continue_video, pipeline, length, overlap=request.overlap), arguments
+
+
+def strange_rate(pipeline: VQVDMPipeline, fps: float | None) -> str | None:
+    """What to say of a frame rate far from all that the model was trained with; None if there is nothing to say."""
+    about = pipeline.config["about"]
+    slowest, fastest = about.get("slowest_fps"), about.get("fastest_fps")
+    if fps is None or slowest is None or fastest is None or slowest / _FAR <= fps <= fastest * _FAR:
+        return None
+    seen = f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
+    return (
+        f"the model was trained at {seen} frames per second and knows no motion at {fps:g}; "
+        "a video made at a rate it knows can be played at any"
+    )
 
 
 def provenance(pipeline: VQVDMPipeline, model: str, request: Request) -> dict[str, Any]:

@@ -13,11 +13,12 @@ import gradio as gr
 from vqvdm.app import html
 from vqvdm.app.mistakes import mistakes_shown, words_of
 from vqvdm.app.studio import MOST_FRAMES, MOST_STEPS, MOST_VIDEOS, Progress, Settings, Studio
+from vqvdm.decode import VIDEO_SUFFIXES
 from vqvdm.errors import InputError
-from vqvdm.request import Request
+from vqvdm.request import Request, strange_rate
 from vqvdm.video import FORMATS
 
-VIDEO_SUFFIXES = [".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv"]
+UPLOADS = sorted(VIDEO_SUFFIXES)  # kinds of files that are offered; others are refused by name
 _FEW = 24  # classes that are shown side by side; more are picked from a list
 _FIRST = 8  # classes ticked at first
 _LARGEST_SEED = 2**31 - 1
@@ -61,7 +62,10 @@ def build(studio: Studio) -> None:
                     yield updates
                 else:
                     took = time.perf_counter() - began
-                    words = f"{len(event)} videos in {took:.1f} seconds." if event else "Stopped."
+                    made = "1 video" if len(event) == 1 else f"{len(event)} videos"
+                    doubt = strange_rate(studio.pipeline, settings.fps)
+                    words = " ".join(filter(None, (f"{made} in {took:.1f} seconds.", doubt and f"But {doubt}.")))
+                    words = words if event else "Stopped."
                     yield {videos: html.grid(studio.gallery, event), state: html.status(words)}
         except InputError as error:
             yield {state: html.status(words_of(error)), videos: ""}
@@ -161,7 +165,7 @@ def _given() -> dict[str, Any]:
     return {
         "image": gr.Image(label="First frame", **picture),
         "last_image": gr.Image(label="Last frame", **picture),
-        "video": gr.File(label="A video to continue", file_types=VIDEO_SUFFIXES, height=110),
+        "video": gr.File(label="A video to continue", file_types=UPLOADS, height=110),
         "mask": gr.Image(label="Mask: what is bright is made anew in that video", **picture),
     }
 

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from vqvdm.app import html
-from vqvdm.app.generate import VIDEO_SUFFIXES
+from vqvdm.app.generate import UPLOADS
 from vqvdm.app.inspection import open_clip, picture_of_latents, picture_of_tokens
 from vqvdm.app.reconstruct import inspected
 from vqvdm.app.studio import Studio
@@ -25,7 +25,7 @@ def build(studio: Studio) -> None:
     gr.HTML(_stages(studio))
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=3, min_width=300, elem_classes="form"):
-            file = gr.File(label="A video or GIF", file_types=VIDEO_SUFFIXES, height=140)
+            file = gr.File(label="A video or GIF", file_types=UPLOADS, height=140)
             example = gr.Button("Take one the model made")
         with gr.Column(scale=7, min_width=320):
             shown = gr.HTML(html.status(_INVITATION))

@@ -11,7 +11,7 @@ import numpy as np
 
 from vqvdm.app import html
 from vqvdm.app.gallery import Item
-from vqvdm.app.generate import VIDEO_SUFFIXES
+from vqvdm.app.generate import UPLOADS
 from vqvdm.app.inspection import Inspected, inspect, open_clip
 from vqvdm.app.mistakes import mistakes_shown
 from vqvdm.app.studio import Studio
@@ -25,7 +25,7 @@ def build(studio: Studio) -> None:
     """Put the tab's parts where gradio's current context is, and wire them."""
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=3, min_width=300, elem_classes="form"):
-            file = gr.File(label="A video or GIF", file_types=VIDEO_SUFFIXES, height=140, elem_id="upload")
+            file = gr.File(label="A video or GIF", file_types=UPLOADS, height=140, elem_id="upload")
             start = gr.Number(0, label="From second", minimum=0)
             example = gr.Button("Take one the model made")
         with gr.Column(scale=7, min_width=320):

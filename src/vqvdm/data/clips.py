@@ -172,7 +172,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         if bad:
             self.notes += (f"{len(bad)} of {len(samples)} videos cannot be read (first: {bad[0]})",)
         if short:
-            self.notes += (f"{len(short)} of {len(samples)} videos are too short for {wanted}",)
+            self.notes += (f"too short for {wanted}: {len(short)} of {len(samples)} videos",)
         if sources:
             return tuple(sources)
         if short:
@@ -188,6 +188,11 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The path of each video, below `root`."""
+        return tuple(source.path for source in self._sources)
 
     def digest(self) -> str:
         """Changes with the videos: which they are, in what order, their labels and rates, their files' sizes and times.

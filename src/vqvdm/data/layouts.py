@@ -286,6 +286,8 @@ def _folders(root: Path) -> Listing:
     notes += _left_out("videos", [video.path for video in videos if len(video.place) == 1], "they lie in no class")
     notes += _left_out("folders of images", thumbs, "their class has video files")
     notes += _left_out("folders of images", disk.covers, "folders of images lie in them")
+    deeper = [video.path for video in inside if len(video.place) > 2 and not video.frames]
+    notes += _said("videos in folders of their class's folder, which count as the class", deeper)
     notes += _empty(root, disk)
     samples = [
         Sample(video.path, video.place[0], video.split, source_of("/".join(video.parts)))
@@ -316,7 +318,11 @@ def _empty(root: Path, disk: _OnDisk) -> tuple[str, ...]:
 
 
 def _left_out(what: str, paths: Sequence[str], why: str) -> tuple[str, ...]:
-    return (f"{len(paths)} {what} are left out, as {why} (first: {paths[0]})",) if paths else ()
+    return _said(f"{what} left out, as {why}", paths)
+
+
+def _said(what: str, paths: Sequence[str]) -> tuple[str, ...]:
+    return (f"{what}: {len(paths)} (first: {paths[0]})",) if paths else ()
 
 
 # -------------------------------------------------------------------------------------------------------------- UCF-101

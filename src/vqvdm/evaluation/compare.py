@@ -77,7 +77,7 @@ def rows_of(reports: Mapping[str, Mapping[str, Any]]) -> str:
     line = next(iter(reports.values()))["protocol"]["line"].partition(", real ")[0]
     line = re.sub(r" clips \d+,", "", line)  # each row has its own
     sides = {name: side["skipped"] for report in reports.values() for name, side in _sides(report)}
-    notes = [f"{name}: {skipped} videos cannot be read" for name, skipped in sides.items() if skipped]
+    notes = [f"{name}: cannot be read: {skipped} of its videos" for name, skipped in sides.items() if skipped]
     if min(report["counts"]["fake"] for report in reports.values()) < FEW:
         notes.append(f"FVD of fewer than {FEW} clips compares with nothing but FVD of as many; KVD has no such bias.")
     return "\n\n".join([text, f"Protocol: {line}", *notes])

@@ -17,6 +17,8 @@ from vqvdm.evaluation.scores import figures_of, reconstruction_figures, warnings
 from vqvdm.evaluation.sides import DrawnVideos, Side
 from vqvdm.metrics.protocol import Protocol
 
+_SAME_PACE = 0.05  # share of a frame rate by which another one may differ without a word
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -80,7 +82,11 @@ def _report(
             for side, description in sides.items()
         },
         "networks": fake.extractor.identities(),
-        "warnings": [*warnings_of(counts), *(line for side in sides.values() for line in _skipping(side))],
+        "warnings": [
+            *warnings_of(counts),
+            *_paces(sides),
+            *(line for side in sides.values() for line in _skipping(side)),
+        ],
         "versions": {"vqvdm": vqvdm.__version__, "torch": torch.__version__, "numpy": np.__version__},
     }
 
@@ -93,10 +99,22 @@ def _line(protocol: Protocol, counts: Mapping[str, int], fake: DrawnVideos) -> s
     return ", ".join([protocol.line(), *sides, *networks, *made, f"vqvdm {vqvdm.__version__}"])
 
 
+def _paces(sides: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A warning where both rates are known, and differ by more than a twentieth."""
+    rates = {name: side.get("fps") for name, side in sides.items()}
+    real, fake = rates["real"], rates["fake"]
+    if real is None or fake is None or abs(real - fake) <= _SAME_PACE * max(real, fake):
+        return []
+    return [
+        f"{sides['real']['name']} plays at {real:.4g} frames per second, {sides['fake']['name']} at {fake:.4g}: a clip "
+        "of either shows another stretch of time, so motion differs for that alone (--fps takes both at one rate)"
+    ]
+
+
 def _skipping(side: Mapping[str, Any]) -> list[str]:
     skipped, lines = side["skipped"], []
     if skipped:
-        lines.append(f"{side['name']}: {len(skipped)} videos cannot be read (first: {skipped[0]})")
+        lines.append(f"{side['name']}: cannot be read: {len(skipped)} (first: {skipped[0]})")
     if side["too_short"]:
-        lines.append(f"{side['name']}: {side['too_short']} of {side['videos']} videos are too short and left out")
+        lines.append(f"{side['name']}: too short, and left out: {side['too_short']} of {side['videos']} videos")
     return lines

@@ -21,7 +21,7 @@ from vqvdm.data.clips import ClipTiming
 from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.features import Extractor, Features, features_of
 from vqvdm.evaluation.models import GeneratedVideos
-from vqvdm.evaluation.sources import Videos, check_enough, in_8_bits, read_clips
+from vqvdm.evaluation.sources import FileVideos, Videos, check_enough, in_8_bits, read_clips
 from vqvdm.files import write_bytes, write_json
 from vqvdm.metrics.protocol import Draw, Protocol, draw_clips
 from vqvdm.processes import this_process
@@ -102,8 +102,17 @@ class DrawnVideos:
             "skipped": self.videos.skipped,
             "too_short": self._too_short,
             "digest": self.videos.digest,
+            **self._rate(),
             **self.videos.facts,
         }
+
+    def _rate(self) -> dict[str, float]:
+        """Frames per second at which clips of files play, the median."""
+        if not isinstance(self.videos, FileVideos):
+            return {}
+        rates = self.videos.rates
+        asked = self.timing.fps
+        return {"fps": float(np.median(rates / self.timing.stride if asked is None else rates.clip(max=asked)))}
 
 
 # What of a protocol the features of a reference follow from; clips only says how many there can be.

@@ -161,6 +161,7 @@ class FileVideos:
             raise InputError(f"{path}: none of the {len(samples)} videos can be read (first: {self.skipped[0]})")
         self.lengths = np.array([len(video.times) for video in self._videos], np.int64)
         self.groups = [video.group for video in self._videos]
+        self.rates = np.array([video.rate for video in self._videos])  # frames per second, of each video
 
     def starts(self, timing: ClipTiming) -> NDArray[np.int64]:
         return np.array([timing.starts(video.times, video.rate) for video in self._videos], np.int64)

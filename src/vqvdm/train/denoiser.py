@@ -205,7 +205,8 @@ class DenoiserStage:
         self.workers = recipe.data.workers if tokenizer is None else 0  # a cache is read faster than a worker answers
         self.field = "clip" if tokenizer is None else "latents"
         self.tokenizer = None if tokenizer is None else tokenizer.to(accelerator.device)
-        self.fps = float(np.median([float(dataset[index]["fps"]) for index in range(min(len(dataset), 64))]))
+        rates = sorted(float(dataset[index]["fps"]) for index in range(min(len(dataset), 64)))
+        self.fps, self.rates = float(np.median(rates)), (rates[0], rates[-1])
         self.objective = Objective(**asdict(recipe.denoiser.diffusion))
 
         arguments = {
@@ -433,6 +434,8 @@ class DenoiserStage:
                 "recipe": self.recipe.name,
                 "data": data.path,
                 **({"data_license": "none needed, vqvdm rendered them"} if data.path in WORLDS else {}),
+                "slowest_fps": self.rates[0],
+                "fastest_fps": self.rates[1],
                 "steps": step,
                 "seed": self.training.seed,
                 "ema_decay": self.training.ema_decay,

@@ -51,9 +51,11 @@ def check(
     console = Console(highlight=False, soft_wrap=True)
     console.print(_summary(listing, index, timing))
     if listing.classes:
-        console.print(_classes(listing))
+        console.print(_classes(listing, index))
     _print_list(console, "Notes", listing.notes)
     _print_list(console, "Listed, but absent", listing.absent)
+    short, _ = _too_short(listing, index, timing)
+    _print_list(console, f"Too short for {describe(timing)}, left out", short)
     infos = [(path, entry.info) for path, entry in index.items() if entry.info is not None]
     _print_list(console, "Damaged, but usable", [f"{path}: {info.note}" for path, info in infos if info.note], None)
     bad = [f"{path}: {entry.error}" for path, entry in index.items() if entry.info is None]
@@ -87,7 +89,11 @@ def _summary(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -
             ("frame rates", _histogram(_rate(info, assumed) for info, assumed in timed)),
             ("sizes", _histogram(f"{info.width}x{info.height}" for info in infos)),
         ]
-    rows += [("too short", _too_short(listing, index, timing)), ("index", str(cache_file(listing.root)))]
+    short, readable = _too_short(listing, index, timing)
+    rows += [
+        ("too short", f"{len(short)} of {readable} for {describe(timing)}"),
+        ("index", str(cache_file(listing.root))),
+    ]
     for name, value in rows:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     return table
@@ -109,8 +115,10 @@ def _histogram(values: Iterable[str]) -> str:
     return ", ".join(shown + ([f"others: {rest}"] if rest else []))
 
 
-def _too_short(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -> str:
-    short = readable = 0
+def _too_short(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -> tuple[list[str], int]:
+    """The videos that hold no clip, each with its length, and how many can be read."""
+    short: list[str] = []
+    readable = 0
     for sample in listing.samples:
         info = index[sample.path].info
         if info is None:
@@ -119,21 +127,30 @@ def _too_short(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming)
         timed = restated(info, sample)
         times = timed.frame_times()
         first, end = stretch(sample, times)
-        short += timing.starts(times[first:end], timed.fps) == 0
-    return f"{short} of {readable} for {describe(timing)}"
+        if timing.starts(times[first:end], timed.fps) == 0:
+            short.append(f"{sample.path}: {end - first} frames at {timed.fps:.5g} fps")
+    return short, readable
 
 
-def _classes(listing: Listing) -> Table:
+def _classes(listing: Listing, index: Mapping[str, Entry]) -> Table:
+    """Videos of each class that can be read, and those that cannot."""
     table = Table("id", "class", "train", "test", box=None, pad_edge=False, header_style="bold")
-    counts = {name: Counter(sample.label for sample in listing.of_split(name)) for name in ("train", "test")}
+    readable = {path for path, entry in index.items() if entry.info is not None}
+    train, test = (
+        Counter(sample.label for sample in listing.of_split(name) if sample.path in readable)
+        for name in ("train", "test")
+    )
+    bad = Counter(sample.label for sample in listing.samples if sample.path not in readable)
+    if bad:
+        table.add_column("bad")
     empty = 0
     for number, name in enumerate(listing.classes):
-        train, test = counts["train"][name], counts["test"][name]
-        empty += train + test == 0
-        if train + test:
-            table.add_row(str(number), escape(name), str(train), str(test))
+        counts = [train[name], test[name], *([bad[name]] if bad else [])]
+        empty += not any(counts)
+        if any(counts):
+            table.add_row(str(number), escape(name), *map(str, counts))
     if empty:
-        table.add_row("", f"({empty} classes without videos)", "", "")
+        table.add_row("", f"({empty} more without videos)", "", "")
     return table
 
 

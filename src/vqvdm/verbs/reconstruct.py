@@ -103,17 +103,20 @@ def main(
     dataset = open_clips(data, split or usual_split(data, trained))
     facts = {"generator": f"vqvdm {vqvdm.__version__}", "content": "a real clip above its reconstruction"}
     chosen = sorted({round(i) for i in np.linspace(0, len(dataset) - 1, min(count, len(dataset)))})
+    names = names_of(dataset)
     shown: list[Video] = []
     labels: list[str] = []
     values: list[float] = []
     for number, pair in zip(chosen, reconstruct(tokenizer, dataset, chosen, batch), strict=True):
         both = grid([enlarged(video, scale * video.shape[1]) for video in (pair.real, pair.made)], columns=1)
-        write_video(out / f"{number:05d}.{format}", both, pair.fps, {**facts, "psnr_db": round(pair.psnr, 2)})
+        stem = Path(names[number]).stem if names else ""  # images in the folder itself have no name, either
+        name = "-".join(filter(None, (f"{number:05d}", stem)))
+        write_video(out / f"{name}.{format}", both, pair.fps, {**facts, "psnr_db": round(pair.psnr, 2)})
         values.append(pair.psnr)
         if len(values) <= _SHEET_CLIPS:
             shown += [pair.real, pair.made]
             labels += [f"{number:05d}", f"{pair.psnr:.1f} dB"]
-        tqdm.write(f"{number:05d}  {pair.psnr:6.2f} dB")
+        tqdm.write(f"{name}  {pair.psnr:6.2f} dB")
     write_sheet(out / "sheet.png", shown, labels, metadata=facts)
     print(f"mean PSNR {np.mean(values):.2f} dB over {len(values)} of {len(dataset)} clips; files in {out}")
 
@@ -156,6 +159,12 @@ def open_clips(data: DataRecipe, split: Literal["train", "test", "all"]) -> Any:
     timing = ClipTiming(data.frames, data.fps, data.stride)
     index = build_index(path.parent, [path.name], progress=False)
     return ClipDataset(path.parent, [Sample(path.name)], index, (), timing, data.size, training=False)
+
+
+def names_of(dataset: Any) -> list[str]:
+    """The video of each clip; of a built-in world, whose clips have no names, none."""
+    parts = dataset.datasets if isinstance(dataset, ConcatDataset) else [dataset]
+    return [name for part in parts if isinstance(part, ClipDataset) for name in part.names]
 
 
 @torch.inference_mode()

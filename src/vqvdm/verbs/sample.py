@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,8 +11,10 @@ from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import compile_for, generate, make_orders, usual_batch
 from vqvdm.loading import load_pipeline, pick_device, pick_dtype
-from vqvdm.request import Request, prepare, provenance
+from vqvdm.request import Request, prepare, provenance, strange_rate
 from vqvdm.video import Video, enlarged, write_sheet, write_video
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_ROWS = 100
@@ -105,6 +108,8 @@ def main(
     before = {path.name for path in out.glob("*") if path.suffix in {f".{name}" for name in get_args(Format)}}
     before -= {"sheet.png"}
     call, arguments = prepare(pipeline, request)
+    if doubt := strange_rate(pipeline, fps):
+        logger.warning("--fps %g: %s", fps, doubt)
     facts = provenance(pipeline, model, request)
     shown: list[Video] = []
     for order, made, rate in generate(pipeline, orders, batch or usual_batch(pipeline.device), arguments, call):
