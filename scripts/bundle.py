@@ -17,7 +17,7 @@ import torch
 
 import vqvdm.models
 from vqvdm.loading import load_pipeline, load_tokenizer
-from vqvdm.train.checkpoint import whole_folder
+from vqvdm.files import whole_folder
 
 LARGEST = 12_000_000  # bytes of weights
 

@@ -6,6 +6,7 @@ import copy
 import errno
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -14,15 +15,17 @@ from safetensors import SafetensorError
 from torch import nn
 
 from vqvdm.errors import InputError
+from vqvdm.files import whole_folder
 from vqvdm.train import checkpoint as module
 from vqvdm.train.checkpoint import (
+    SUMS,
     Checkpoint,
     check_fits,
     differences,
     latest_checkpoint,
     load_optimizer,
     optimizer_tensors,
-    whole_folder,
+    superfluous,
     write_checkpoint,
 )
 from vqvdm.train.optimization import channels_last, make_adamw
@@ -78,7 +81,7 @@ def test_a_full_disk_leaves_earlier_checkpoints_and_no_temporary(
 
 def test_too_little_room_is_seen_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=11)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match="needs 12 bytes, 11 are free"):
         write(tmp_path, 1)
     assert list(tmp_path.iterdir()) == []
@@ -122,7 +125,7 @@ def test_files_and_names_are_on_the_disk_before_they_count(tmp_path: Path, monke
         done.append(("renamed", path.stat().st_ino))
         return replace(path, target)
 
-    monkeypatch.setattr(module.os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "fsync", record_fsync)
     monkeypatch.setattr(Path, "replace", record_replace)
     with whole_folder(tmp_path / "model") as folder:
         (folder / "part").mkdir()
@@ -135,16 +138,73 @@ def test_files_and_names_are_on_the_disk_before_they_count(tmp_path: Path, monke
     assert done[len(before) + 1 :] == [("flushed", tmp_path.stat().st_ino)]
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
-    folder = write(tmp_path, 1)
-    (folder / "model.safetensors").write_bytes(b"1234")
+def flip_last_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "model.safetensors is not what was written": lambda folder: flip_last_bit(folder / "model.safetensors"),
+    "state.json is not what was written": lambda folder: (folder / "state.json").write_text("{}"),
+    "No such file or directory": lambda folder: (folder / "model.safetensors").unlink(),
+    "SHA256SUMS names '../model.safetensors'": lambda folder: (folder / SUMS).write_text("0  ../model.safetensors\n"),
+    "'utf-8' codec can't decode": lambda folder: (folder / SUMS).write_bytes(b"\xff"),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGES)
+def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path, reason: str) -> None:
+    first, second = write(tmp_path, 1), write(tmp_path, 2)
+    DAMAGES[reason](second)
     found = latest_checkpoint(tmp_path)
     assert found is not None
+    assert (found.step, len(found.damaged)) == (1, 1)
+    assert str(second) in found.damaged[0] and reason in found.damaged[0]
+    DAMAGES[reason](first)
+    with pytest.raises(InputError, match=f"no checkpoint in {tmp_path} can be read: .*00000002.*00000001"):
+        latest_checkpoint(tmp_path)
+
+
+def test_checkpoints_from_before_there_were_sums_are_read(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    (folder / SUMS).unlink()
+    found = latest_checkpoint(tmp_path)
+    assert found is not None and found.step == 1
+    (folder / "model.safetensors").write_bytes(b"1234")
     with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
         found.tensors("model")
     (folder / "state.json").write_text("{")
-    with pytest.raises(InputError, match=r"state\.json cannot be read"):
+    with pytest.raises(InputError, match=r"no checkpoint in .* can be read"):
         latest_checkpoint(tmp_path)
+
+
+def test_the_sums_are_those_of_coreutils(tmp_path: Path) -> None:
+    folder = write(tmp_path, 1)
+    checked = subprocess.run(["sha256sum", "-c", SUMS], cwd=folder, capture_output=True, text=True)
+    assert checked.stdout.splitlines() == ["model.safetensors: OK", "state.json: OK"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "now", "options", "gone"),
+    [
+        ([0, 10, 20, 30], 30, {"keep": 2}, [0, 10]),
+        ([10], 10, {"keep": 0}, []),
+        ([0, 10, 20, 30, 40], 40, {"keep": 1, "every": 20}, [10, 30]),
+        ([0, 10, 20, 30, 40], 40, {"keep": 1, "best": 10}, [0, 20, 30]),
+        ([5, 10, 20, 30], 10, {"keep": 1}, [5, 20, 30]),  # 20 and 30 could not be resumed from
+        ([10, 20, 30], 10, {"keep": 1, "every": 10, "best": 30}, [20, 30]),
+    ],
+)
+def test_which_checkpoints_stay(steps, now, options, gone) -> None:
+    assert superfluous(steps, now, **options) == gone
+
+
+def test_after_a_damaged_one_the_newest_is_not_lost(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    flip_last_bit(write(tmp_path, 4) / "model.safetensors")
+    write(tmp_path, 2, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
 
 
 def test_another_architecture_is_refused_with_the_keys_that_differ(tmp_path: Path) -> None:

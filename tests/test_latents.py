@@ -149,12 +149,12 @@ def test_killed_writer_leaves_no_part_under_a_shard_s_name(tmp_path):
     shard = tmp_path / "shard-00002.safetensors"
     whole = shard.read_bytes()
     shard.unlink()
-    (tmp_path / "shard-00002.safetensors.123.tmp").write_bytes(whole[:100])
+    (tmp_path / ".shard-00002.safetensors.123.part").write_bytes(whole[:100])
     with pytest.raises(InputError, match=r"lacks shard-00002\.safetensors"):
         LatentCache(tmp_path)
     write(tmp_path)
     assert shard.read_bytes() == whole
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".*.part"))
 
 
 def test_another_tokenizer_is_refused_and_replaced(tmp_path):
@@ -240,6 +240,31 @@ def test_damaged_caches_are_named(tmp_path):
             LatentCache(folder)
         with pytest.raises(InputError, match=r"index.json is damaged .*encode again"):
             write(folder)
+
+
+def test_a_shard_that_is_not_what_was_written_is_refused_and_encoded_again(tmp_path, caplog):
+    folder = write(tmp_path / "latents")
+    shard = folder / "shard-00001.safetensors"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    cache = LatentCache(folder)
+    cache[0]
+    with pytest.raises(InputError, match=r"shard-00001.safetensors is damaged .*encode"):
+        [cache[index] for index in range(len(cache))]
+    write(folder)
+    assert "shard-00001.safetensors: encoded again" in caplog.text
+    assert shard.read_bytes() == whole
+    [LatentCache(folder)[index] for index in range(len(cache))]
+
+
+def test_caches_from_before_there_were_sums_are_read(tmp_path, caplog):
+    folder = write(tmp_path / "latents")
+    index = json.loads((folder / "index.json").read_text())
+    del index["sha256"]
+    (folder / "index.json").write_text(json.dumps(index))
+    LatentCache(folder)[0]
+    write(folder)
+    assert not caplog.text
 
 
 def test_a_file_in_the_place_of_the_cache(tmp_path):

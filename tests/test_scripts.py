@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from vqvdm import Recipe
 
@@ -104,3 +106,28 @@ def test_a_training_for_minutes_follows_the_clock_to_its_last_update() -> None:
     assert [after for _, after, _ in seen] == [minutes.ENDLESS, minutes.ENDLESS, 2, 2, 2]
     assert [steps for _, _, steps in seen] == [minutes.ENDLESS] * 4 + [5]
     assert clock.updates == 5
+
+
+@pytest.mark.slow
+def test_a_short_chaos_changes_nothing(tmp_path: Path) -> None:
+    """Run by itself: it forks, which a process of tests with its threads should not."""
+    command = [sys.executable, str(SCRIPTS / "chaos.py"), "--kills", "8", "--folder", str(tmp_path / "chaos")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = done.stdout.splitlines()[-3:]
+    assert [row.split(" | ")[0].strip("| ") for row in rows] == ["tokenizer", "latents", "denoiser"]
+    for row in rows:
+        *disturbances, ended, differed = row.strip("| ").split(" | ")[1:]
+        assert sum(map(int, disturbances)) >= 8 and int(ended) >= 1 and differed == "nothing"
+
+
+@pytest.mark.parametrize("name", ["tokenizers", "denoisers"])
+def test_every_row_of_a_table_is_a_recipe(name: str) -> None:
+    compare = script("compare")
+    table = yaml.safe_load((SCRIPTS / "tables" / f"{name}.yaml").read_text())
+    for changes in table["variants"].values():
+        parts = [changes["first"], changes["then"]] if isinstance(changes, dict) else [changes or []]
+        for part in parts:
+            overrides = [word.replace("%", "") for word in [*table["common"], *part]]
+            Recipe.load(table["recipe"], overrides, check_models=True)
+    assert compare.COLUMNS[table["stage"]]

@@ -22,7 +22,7 @@ from vqvdm.errors import InputError
 from vqvdm.recipe import AdversarialRecipe, Recipe
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train import denoiser, loop, tokenizer
-from vqvdm.train.checkpoint import latest_checkpoint
+from vqvdm.train.checkpoint import latest_checkpoint, steps_in
 from vqvdm.train.denoiser import train_denoiser
 from vqvdm.train.tokenizer import train_tokenizer
 
@@ -204,7 +204,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
 def test_an_interrupted_run_goes_on(tmp_path: Path, number: signal.Signals) -> None:
     changes = ("data.workers=1",)
     with start(tmp_path, "tokenizer", *changes) as process:
@@ -233,15 +233,46 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, number: signal.Signals) -> N
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_tokenizer(tiny_recipe(steps=1), tmp_path)
-    from vqvdm.train import checkpoint
-
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(InputError, match=r"no room on the disk for .*step-00000002"):
         train_tokenizer(tiny_recipe(steps=2), tmp_path)
     found = latest_checkpoint(tmp_path / "checkpoints" / "tokenizer")
     assert found is not None
     assert found.step == 1
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "denoiser"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    """And ends with the weights of a training that nothing happened to."""
+    for run in (tmp_path / "whole", tmp_path / "hurt"):
+        give_tokenizer(run)
+        TRAIN[stage](tiny_recipe(steps=4, checkpoint_every=2), run)
+    newest = tmp_path / "hurt" / "checkpoints" / stage / "step-00000004"
+    path = next(newest.glob("*.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    capsys.readouterr()
+    TRAIN[stage](tiny_recipe(steps=4, checkpoint_every=2), tmp_path / "hurt")
+    said = capsys.readouterr().err
+    assert f"warning: {newest} is damaged ({path.name} is not what was written)" in said
+    assert "going on from" in said and "step-00000002" in said
+    assert files(newest) == files(tmp_path / "whole" / "checkpoints" / stage / "step-00000004")
+
+
+def test_which_checkpoints_stay(tmp_path: Path) -> None:
+    recipe = tiny_recipe(steps=8, checkpoint_every=1, sample_every=1, keep_checkpoints=1, keep_every=3)
+    assert recipe.tokenizer is not None
+    training = replace(recipe.tokenizer.training, keep_best="test_psnr")
+    train_tokenizer(replace(recipe, tokenizer=replace(recipe.tokenizer, training=training)), tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    psnr = {line["step"]: line["test_psnr"] for line in lines if "test_psnr" in line and line["step"] < 8}
+    best = max(psnr, key=lambda step: psnr[step])
+    found = steps_in(tmp_path / "checkpoints" / "tokenizer")
+    assert found == sorted({0, 3, 6, 8, best}), psnr
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

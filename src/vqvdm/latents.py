@@ -12,10 +12,12 @@ Latents are kept as float16 unless asked otherwise. They are normalised (deviati
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,13 +34,14 @@ from tqdm import tqdm
 from vqvdm.context import encode_stills
 from vqvdm.data.workers import ctrl_c_waits, leave_signals_to_parent
 from vqvdm.errors import InputError
-from vqvdm.files import write_bytes
+from vqvdm.files import sha256_of, write_bytes
 
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 _KEYS = {"tokenizer", "classes", "latent_shape", "videos", "windows", "flips", "shard_size", "complete"}  # at least
 _GRIDS = ("latents", "stills")  # what is large: read when it is wanted
+_SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 StorageType = Literal["float16", "float32"]
@@ -214,13 +217,16 @@ def _write(
 ) -> None:
     """Write the shards that are not there yet; no batch reaches from one into the next."""
     todo = _prepare(folder, index, plan)
+    sums: dict[str, str] = {}
     if todo:
         _check_room(folder, index, plan, todo)
         shards = [plan.shard_pairs(shard) for shard in todo]
         batches = [pairs[i : i + batch_size] for pairs in shards for i in range(0, len(pairs), batch_size)]
         with tqdm(total=sum(map(len, shards)), desc=what, unit="clip", disable=not progress) as bar:
-            _write_shards(folder, plan, todo, make(batches), _DTYPES[index["dtype"]], bar)
-    write_bytes(folder / INDEX, json.dumps({**index, "complete": True}, indent=2).encode())
+            sums = _write_shards(folder, plan, todo, make(batches), _DTYPES[index["dtype"]], bar)
+    names = [shard_name(shard) for shard in range(plan.shards)]
+    sums = {name: sums.get(name) or sha256_of(folder / name) for name in names}
+    write_bytes(folder / INDEX, json.dumps({**index, "complete": True, "sha256": sums}, indent=2).encode())
 
 
 def _check_plan(plan: _Plan, batch_size: int, dtype: str) -> None:
@@ -239,12 +245,16 @@ def _prepare(folder: Path, index: Mapping[str, Any], plan: _Plan) -> list[int]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder} for the latents cannot be made: {error.strerror}") from error
-    for part in folder.glob("*.tmp"):  # of a writer that was killed
+    for part in folder.glob(".*.part"):  # of a writer that was killed
         part.unlink(missing_ok=True)
     found = _read_index(folder)
     changed = [] if found is None else _changes(found, index)
     if changed:
         logger.warning("%s: encoded again, as this has changed since: %s", folder, ", ".join(changed))
+    for name, wanted in _sums(found or {}).items():
+        if not changed and (folder / name).exists() and sha256_of(folder / name) != wanted:
+            logger.warning("%s: encoded again, as it is not what was written", folder / name)
+            (folder / name).unlink()
     if found is None or changed:
         for stale in [folder / INDEX, *folder.glob("shard-*.safetensors")]:
             stale.unlink(missing_ok=True)
@@ -254,10 +264,16 @@ def _prepare(folder: Path, index: Mapping[str, Any], plan: _Plan) -> list[int]:
 
 def _changes(found: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
     """What the index of a cache says otherwise than that of the one to write."""
-    adopted = {"digest": index["digest"], **found, "complete": None}
-    wanted = {**index, "complete": None}
+    adopted = {"digest": index["digest"], **found, "complete": None, "sha256": None}
+    wanted = {**index, "complete": None, "sha256": None}
     names = [name for name in {**wanted, **adopted} if name not in adopted or adopted[name] != wanted.get(name)]
     return ["content of the data" if name == "digest" else name for name in names]
+
+
+def _sums(index: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each shard by its file's name, as far as an index says; those of older versions do not."""
+    sums = index.get("sha256")
+    return {name: str(sums[name]) for name in sums if _SHARD.fullmatch(name)} if isinstance(sums, dict) else {}
 
 
 def _check_room(folder: Path, index: Mapping[str, Any], plan: _Plan, todo: Sequence[int]) -> None:
@@ -304,7 +320,9 @@ def _write_shards(
     batches: Iterator[dict[str, Tensor]],
     dtype: torch.dtype,
     bar: tqdm,
-) -> None:
+) -> dict[str, str]:
+    """Write them, and return the SHA-256 of each by its file's name."""
+    sums: dict[str, str] = {}
     for shard in todo:
         entries = plan.copies * len(plan.shard_pairs(shard))
         parts: list[dict[str, Tensor]] = []
@@ -314,7 +332,10 @@ def _write_shards(
             parts.append(part)
             bar.update(len(part["fps"]) // plan.copies)
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-        write_bytes(folder / shard_name(shard), save(tensors))
+        content = save(tensors)
+        write_bytes(folder / shard_name(shard), content)
+        sums[shard_name(shard)] = hashlib.sha256(content).hexdigest()
+    return sums
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -366,6 +387,7 @@ class LatentCache(Dataset):
         self.latent_shape: tuple[int, ...] = tuple(found["latent_shape"])
         self._plan = _Plan(found["videos"], found["windows"], found["flips"], found["shard_size"])
         self.variants: int = self._plan.windows * self._plan.copies
+        self._sums = _sums(found)  # compared where a shard is first used
         self._mapped: dict[int, dict[str, Tensor]] = {}  # what is large of each shard, read where it is used
         self._grids = _GRIDS if found.get("stills") else _GRIDS[:1]
         self._entries = self._read_entries()  # all but the latents, (n,) each
@@ -414,7 +436,11 @@ class LatentCache(Dataset):
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._mapped:
-            with safe_open(self.folder / shard_name(shard), "pt") as file:
+            path = self.folder / shard_name(shard)
+            wanted = self._sums.get(path.name)
+            if wanted is not None and sha256_of(path) != wanted:
+                raise InputError(f"{path} is damaged (not what was written); run `vqvdm encode` again")
+            with safe_open(path, "pt") as file:
                 self._mapped[shard] = {name: file.get_tensor(name) for name in self._grids}
         return self._mapped[shard]
 

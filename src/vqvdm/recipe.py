@@ -29,8 +29,8 @@ Scheduler = Literal["dpm++", "unipc", "euler", "heun", "ddim", "ddpm"]
 class DataRecipe:
     """Which clips are seen, and how they are cut."""
 
-    path: str = "toy"  # "toy", "toy-clouds", a folder in any known layout, or a manifest
-    layout: Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"] = "auto"
+    path: str = "toy"  # "toy", "toy-clouds", a folder in any known layout, a manifest, or the URL of shards
+    layout: Literal["auto", "ucf101", "frames", "folders", "flat", "manifest", "shards"] = "auto"
     split: int = 1  # UCF-101's split list, 1 to 3; 0: every video, for training and for test
     frames: int = 16  # frames of a clip
     size: int = 64  # height and width in pixels
@@ -64,7 +64,9 @@ class TrainingRecipe:
     log_every: int = 50
     sample_every: int = 1000
     checkpoint_every: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # of the newest
+    keep_every: int = 0  # and those of updates that are multiples of it; 0: none
+    keep_best: str | None = None  # and the best by this figure of the log, such as test_psnr
     trackers: tuple[Tracker, ...] = ()  # besides log.jsonl
 
 
@@ -306,6 +308,7 @@ _RANGES: Mapping[str, _Range] = {
     "sample_every": _COUNT,
     "checkpoint_every": _COUNT,
     "keep_checkpoints": _COUNT,
+    "keep_every": _NOT_NEGATIVE,
     "l1": _NOT_NEGATIVE,
     "l2": _NOT_NEGATIVE,
     "quantizer": _NOT_NEGATIVE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ _LIVELY = 600.0  # seconds since the last record within which a stage counts as 
 _POINTS = 400  # of a curve, at most
 _DEEP = 3  # folders below the one that is searched
 _LOGARITHMIC = ("loss", "l1", "gradient_norm", "learning_rate")  # figures that fall over orders of magnitude
+_RISING = ("psnr", "usage", "perplexity")
 _ASIDE = ("stage", "step", "seconds")
 
 
@@ -143,6 +144,22 @@ def curves(folder: Path) -> dict[str, dict[str, list[tuple[float, float]]]]:
         stage: {name: points[:: -(-len(points) // _POINTS)] for name, points in figures.items()}
         for stage, figures in found.items()
     }
+
+
+def best_step(folder: Path, stage: str, figure: str, steps: Sequence[int]) -> int | None:
+    """Of these updates the one with the best value of a figure in the log; None if it stands beside none of them.
+
+    High is good of what is named in `_RISING`, low of all else.
+    """
+    values = {
+        record["step"]: record[figure]
+        for record in read_log(folder)
+        if record["stage"] == stage and record["step"] in steps and _is_number(record.get(figure))
+    }
+    if not values:
+        return None
+    sign = -1 if figure.removeprefix("test_").removeprefix("train_") in _RISING else 1
+    return min(values, key=lambda step: (sign * values[step], -step))
 
 
 def charts(folder: Path) -> dict[str, dict[str, str]]:

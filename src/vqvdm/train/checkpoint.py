@@ -2,19 +2,17 @@
 
     checkpoints/<stage>/step-00001000/model.safetensors      one file per module and optimiser
                                       state.json             step, counters, recipe, architecture
+                                      SHA256SUMS             of all other files; `sha256sum -c` reads it, too
 
 Everything is written under a temporary name, flushed to the disk and renamed, so a killed process or a power cut leaves
-the last complete checkpoint.
+the last complete checkpoint. What a disk damages later is seen by the sums, and the checkpoint before it taken instead.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +23,20 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, reason_of
+from vqvdm.files import sha256_of, whole_folder
 
 Tensors = dict[str, Tensor]
+SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint on disk."""
+    """A complete checkpoint on disk, and what is wrong with each newer one."""
 
     folder: Path
     state: dict[str, Any]
+    damaged: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -60,20 +61,28 @@ class Checkpoint:
 
 
 def write_checkpoint(
-    folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int,
+    *,
+    every: int = 0,
+    best: int | None = None,
 ) -> Path:
-    """Write `folder/step-XXXXXXXX` whole, then delete all but the `keep` newest.
+    """Write `folder/step-XXXXXXXX` whole, then delete those that need not stay; see `superfluous`.
 
     Args:
         folder: the stage's checkpoint folder.
         tensors: file name without its ending -> named tensors.
         state: plain values; `state["step"]` names the checkpoint.
-        keep: how many checkpoints stay (at least one).
+        keep: how many of the newest stay (at least one).
+        every: those of steps that are multiples of it stay, too; 0 is none.
+        best: the step of one that stays, too.
 
     Raises:
         InputError: the disk has no room; earlier checkpoints are untouched.
     """
-    target = folder / f"step-{state['step']:08d}"
+    target = _folder_of(folder, int(state["step"]))
     for abandoned in folder.glob(".step-*"):  # by a killed process
         shutil.rmtree(abandoned)
     needed = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
@@ -82,32 +91,70 @@ def write_checkpoint(
             contiguous = {key: tensor.detach().contiguous() for key, tensor in named.items()}
             save_file(contiguous, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
-    for old in _complete(folder)[: -max(keep, 1)]:
-        shutil.rmtree(old)
+        sums = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(temporary.iterdir())]
+        (temporary / SUMS).write_text("".join(sums), encoding="utf-8")
+    for step in superfluous(steps_in(folder), int(state["step"]), keep, every, best):
+        shutil.rmtree(_folder_of(folder, step))
     return target
 
 
+def superfluous(steps: Sequence[int], now: int, keep: int, every: int = 0, best: int | None = None) -> list[int]:
+    """Which checkpoints need not stay beside that of the update `now`, which was written last.
+
+    The `keep` newest stay, those of multiples of `every`, and `best`. Any of a later update is one that could not be
+    resumed from, or was given up after NaN: it goes, lest it be taken for the newest.
+    """
+    newest = sorted(step for step in steps if step <= now)[-max(keep, 1) :]
+    return [
+        step for step in steps if step > now or not (step in newest or step == best or (every and step % every == 0))
+    ]
+
+
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, or None.
+    """The newest checkpoint whose files are what was written; None if there are none at all.
 
     Raises:
-        InputError: its state.json cannot be read.
+        InputError: there are some, and all are damaged.
     """
-    complete = _complete(folder)
-    if not complete:
-        return None
-    path = complete[-1] / "state.json"
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(state, dict) or not {"step", "architecture"} <= set(state):
-            raise ValueError("step or architecture is missing")
-        return Checkpoint(complete[-1], state)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); delete {path.parent} to go on without it") from error
+    damaged: list[str] = []
+    for step in reversed(steps_in(folder)):
+        path = _folder_of(folder, step)
+        try:
+            _check_sums(path)
+            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            if not isinstance(state, dict) or not {"step", "architecture"} <= set(state):
+                raise ValueError("state.json lacks step or architecture")
+            return Checkpoint(path, state, tuple(damaged))
+        except (OSError, ValueError, RecursionError) as error:
+            damaged.append(f"{path} is damaged ({reason_of(error)})")
+    if damaged:
+        raise InputError(
+            f"no checkpoint in {folder} can be read: {'; '.join(damaged)}. Delete the folder to start anew, or put "
+            "back a copy of it"
+        )
+    return None
 
 
-def _complete(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-????????"))
+def steps_in(folder: Path) -> list[int]:
+    """The updates of which `folder` has a complete checkpoint, in order."""
+    names = (path.name.removeprefix("step-") for path in folder.glob("step-????????"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _folder_of(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
+
+
+def _check_sums(folder: Path) -> None:
+    """Raise ValueError for a file that is not what was written, OSError for one that is not there or not readable."""
+    if not (folder / SUMS).exists():  # written before there were sums
+        return
+    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        if Path(name).name != name:
+            raise ValueError(f"{SUMS} names {name!r}")
+        if sha256_of(folder / name) != digest:
+            raise ValueError(f"{name} is not what was written")
 
 
 def check_fits(checkpoint: Checkpoint, architecture: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -171,73 +218,3 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         like = parameter if value.shape == parameter.shape else value
         like = torch.empty_like(like, device=parameter.device)  # the fused AdamW wants its count of steps there, too
         optimizer.state[parameter][name] = like.copy_(value)
-
-
-@contextmanager
-def whole_folder(target: Path, needed: int = 0) -> Iterator[Path]:
-    """A temporary folder to write into that becomes `target` when the block ends well, and vanishes otherwise.
-
-    Args:
-        target: replaced as a whole if it exists.
-        needed: bytes that will be written, as far as known.
-
-    Raises:
-        InputError: the disk has no room; names the folder, the bytes needed and free.
-    """
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        if shutil.disk_usage(temporary).free < needed:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        yield temporary
-        _flush(temporary)
-        _replace(temporary, target)
-        _flush_folder(target.parent)
-    except (OSError, SafetensorError) as error:
-        if not _is_disk_full(error):
-            raise
-        shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(target.parent).free
-        raise InputError(
-            f"no room on the disk for {target}: it needs {needed:,} bytes, {free:,} are free. "
-            "What was saved before is untouched: make room and run the same command again"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _replace(temporary: Path, target: Path) -> None:
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.replace(old)
-    temporary.replace(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Everything in the folder onto the disk, so that a power cut after the renaming finds whole files."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            _flush_folder(path)
-        else:
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-    _flush_folder(folder)
-
-
-def _flush_folder(folder: Path) -> None:
-    """The names in it; a folder can be opened on POSIX systems only."""
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-def _is_disk_full(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(f"os error {number})" in str(error) for number in (errno.ENOSPC, errno.EDQUOT))

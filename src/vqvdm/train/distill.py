@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vqvdm.errors import InputError
+from vqvdm.files import whole_folder
 from vqvdm.generation import usual_batch
 from vqvdm.identity import own_settings
 from vqvdm.latents import LatentCache, noise_of, write_pairs
@@ -26,7 +27,6 @@ from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
 from vqvdm.lock import sole_writer
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
-from vqvdm.train.checkpoint import whole_folder
 from vqvdm.train.denoiser import train_denoiser
 from vqvdm.train.order import seed_of
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the update, save, then stop."""
+"""Ctrl-C, SIGTERM and SIGUSR1, by which clusters warn of their end: finish the update, save, then stop."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Slurm sends what `--signal` names some time before the limit; others send SIGTERM.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
 
 
 class Interrupt:
-    """Within this block the first Ctrl-C or SIGTERM only sets `requested`; a second one acts at once, as usual.
+    """Within this block the first of `SIGNALS` only sets `requested`; a second one acts at once, as usual.
 
     Signals can be caught in the main thread only; in any other thread the block does nothing.
     """

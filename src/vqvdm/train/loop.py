@@ -21,11 +21,12 @@ from torch.utils.data import Dataset
 
 from vqvdm import __version__
 from vqvdm.errors import InputError
+from vqvdm.files import whole_folder
 from vqvdm.lock import sole_writer
 from vqvdm.processes import on_cpu
 from vqvdm.processor import fast_bf16
 from vqvdm.recipe import Recipe, TrainingRecipe
-from vqvdm.runs import write_curves
+from vqvdm.runs import best_step, write_curves
 from vqvdm.structure import plain
 from vqvdm.train.checkpoint import (
     Checkpoint,
@@ -34,7 +35,7 @@ from vqvdm.train.checkpoint import (
     latest_checkpoint,
     load_optimizer,
     optimizer_tensors,
-    whole_folder,
+    steps_in,
     write_checkpoint,
 )
 from vqvdm.train.interrupt import Interrupt
@@ -227,7 +228,7 @@ class _Session:
                     f"all {self.counters.step} updates are done ({folder}); to train longer, raise "
                     f"{self.stage.name}.training.steps"
                 )
-            self.progress.say(what)
+            self.progress.say("\n".join([*(f"warning: {damage}" for damage in self.resumed_from.damaged), what]))
         if changes:
             self.progress.say("\n".join(f"  changed: {change}" for change in changes))
         self._start_from_here()
@@ -278,7 +279,12 @@ class _Session:
                 "architecture": dict(self.stage.architecture),
                 "recipe": plain(self.recipe),
             }
-            write_checkpoint(self.folder, tensors, state, self.training.keep_checkpoints)
+            training, best = self.training, None
+            if training.keep_best is not None:
+                best = best_step(self.run, self.stage.name, training.keep_best, steps_in(self.folder))
+            write_checkpoint(
+                self.folder, tensors, state, training.keep_checkpoints, every=training.keep_every, best=best
+            )
         self._mark()
 
     def sample(self) -> None:
