@@ -12,13 +12,14 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 # One thread a process: several test workers, and results that do not depend on the number of cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-slow test-lora site lint format clean weights
+.PHONY: help demo test test-slow test-lora fuzz site lint format clean weights
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       train both stages on the toy world, then see runs/demo/index.html (15 minutes, 2 cores)"
 	@echo "make test       the quick tests         make test-slow  the others"
 	@echo "make lint       style, types, imports   make format     mend the style"
+	@echo "make fuzz       every parser for MINUTES=30 each, with atheris"
 	@echo "make site       the documents as a site, in site/"
 	@echo "make clean      remove the virtual environment"
 
@@ -37,6 +38,11 @@ test-lora: $(STAMP)
 	test -d .venv-lora || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv-lora \
 		peft==0.21.2 transformers==5.24.0 tokenizers==0.23.3
 	PYTHONPATH=.venv-lora OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_train_lora.py
+
+# By hand, for hours: what atheris finds is kept in runs/fuzz/. The script says how to install it.
+MINUTES ?= 30
+fuzz: $(STAMP)
+	$(BIN)/python scripts/fuzz.py all --minutes $(MINUTES)
 
 # In an environment of its own: the site is made from the sources' text, and its tools ask for other versions than ours.
 site:

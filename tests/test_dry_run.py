@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny_training import ADVERSARIAL, TinyClips, tiny_recipe
 from vqvdm import cli
 from vqvdm.errors import InputError
-from vqvdm.train.dry_run import Trial, Work, _work, dry_run, duration, largest_batch, report
+from vqvdm.train.dry_run import Trial, Work, work_of_update, dry_run, duration, largest_batch, report
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.tokenizer import TokenizerStage
 
@@ -59,11 +59,11 @@ def test_work_is_that_of_forward_and_backward_of_all_updates(tmp_path: Path):
     stage = stage_of(tmp_path, TinyClips(), steps=1000, batch=10, adversarial=replace(ADVERSARIAL, weight=0.0))
     with FlopCounterMode(display=False) as counter:
         stage.tokenizer(TinyClips()[0]["clip"][None])
-    work = _work(stage, TinyClips(), torch.device("cpu"))
+    work = work_of_update(stage, TinyClips(), torch.device("cpu"))
     assert 2.7 < work.clip / counter.get_total_flops() < 3
     assert work.update == 0
     muon = stage_of(tmp_path, TinyClips(), optimizer="muon", adversarial=replace(ADVERSARIAL, weight=0.0))
-    found = _work(muon, TinyClips(), torch.device("cpu"))
+    found = work_of_update(muon, TinyClips(), torch.device("cpu"))
     assert found.clip == work.clip and found.update > 0  # Muon's products are of an update, however many its clips
     lines = report(stage, [Trial(1, 1.0, 100)], 1000, 10, None, Work(36e12, 36e13))
     assert any(" and 3.6e+05 an update" in line and "0.72 EFLOP in all" in line for line in lines)

@@ -1,17 +1,21 @@
-"""Two processes (gloo) train as one with the double batch does."""
+"""Two processes (gloo) do as one does: train, encode, sample; and end, or go on, together."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tiny_pipeline import tiny_pipeline
 from tiny_training import ADVERSARIAL, give_tokenizer, open_tiny, tiny_recipe
 from vqvdm.recipe import Recipe
 from vqvdm.train import denoiser, tokenizer
@@ -30,7 +34,13 @@ def recipe_of(batch: int) -> Recipe:
     A low learning rate, so that rounding, which Adam magnifies, does not carry a vector over to another code.
     """
     recipe = tiny_recipe(
-        replace(ADVERSARIAL, start=1, ramp=1), steps=4, batch=batch, warmup=0, log_every=2, learning_rate=1e-4
+        replace(ADVERSARIAL, start=1, ramp=1),
+        steps=4,
+        checkpoint_every=2,
+        batch=batch,
+        warmup=0,
+        log_every=2,
+        learning_rate=1e-4,
     )
     assert recipe.tokenizer is not None
     model = {**recipe.tokenizer.model, "restart_after": 1}
@@ -69,6 +79,33 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path, stage: st
         run.mkdir()
         give_tokenizer(run)
     one, two = train(runs[0], stage, batch=4, processes=1), train(runs[1], stage, batch=2, processes=2)
+    check_alike(one, two, stage)
+    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in runs]
+    assert [record["step"] for record in logs[0]] == [record["step"] for record in logs[1]]
+    if stage == "tokenizer":  # the ratio of the whole batch's gradients, not the mean of the processes' ratios
+        ours, theirs = (
+            [record["adversarial_weight"] for record in log if "adversarial_weight" in record] for log in logs
+        )
+        assert ours
+        assert theirs == pytest.approx(ours, rel=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("stage", ["tokenizer", "denoiser"])
+def test_a_training_goes_on_with_another_number_of_processes(tmp_path: Path, stage: str) -> None:
+    runs = [tmp_path / "one", tmp_path / "changing"]
+    for run in runs:
+        run.mkdir()
+        give_tokenizer(run)
+    one = train(runs[0], stage, batch=4, processes=1)
+    train(runs[1], stage, batch=2, processes=2)
+    shutil.rmtree(runs[1] / "checkpoints" / stage / "step-00000004")  # as if it had been killed after that of update 2
+    check_alike(one, train(runs[1], stage, batch=4, processes=1), stage)
+
+
+def check_alike(one: Checkpoint, two: Checkpoint, stage: str) -> None:
+    """The same but for rounding."""
     names = ["model", "ema", "optimizer"]
     names += ["discriminators", "discriminators_optimizer"] if stage == "tokenizer" else []
     for name in names:
@@ -82,11 +119,145 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path, stage: st
         else:  # Adam magnifies the rounding of gradients that are almost zero, so the weights as a whole
             a, b = (torch.cat([tensors[key].float().flatten() for key in ours]) for tensors in (ours, theirs))
             assert (a - b).norm() <= 1e-3 * a.norm(), name
-    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in runs]
-    assert [record["step"] for record in logs[0]] == [record["step"] for record in logs[1]]
-    if stage == "tokenizer":  # the ratio of the whole batch's gradients, not the mean of the processes' ratios
-        ours, theirs = (
-            [record["adversarial_weight"] for record in log if "adversarial_weight" in record] for log in logs
-        )
-        assert ours
-        assert theirs == pytest.approx(ours, rel=2e-3)
+
+
+def launched(processes: int, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The command line in so many processes, each with one thread."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "--", "vqvdm"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
+    return subprocess.run([sys.executable, *launch, *words], capture_output=True, text=True, env=environment)
+
+
+TINY = ("data.size=16", "data.frames=4", "data.toy_clips=10", "data.workers=0", "latents.batch=2", "latents.shard=3")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_processes_encode_and_sample_what_one_does(tmp_path: Path) -> None:
+    for name, processes in (("one", 1), ("two", 2)):
+        run = tmp_path / name
+        give_tokenizer(run)
+        shutil.rmtree(run / "latents")
+        done = launched(processes, "encode", "demo", *TINY, "--run", str(run))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("latents in") == 1
+        tiny_pipeline().save_pretrained(tmp_path / "model")
+        words = ["--classes", "0,1", "--count", "3", "--steps", "2", "--batch", "1", "--format", "png"]
+        done = launched(processes, "sample", str(tmp_path / "model"), *words, "--out", str(run / "samples"))
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("6 videos and sheet.png") == 1
+    compared = [path for part in ("latents", "samples") for path in sorted((tmp_path / "one" / part).iterdir())]
+    assert len(compared) == 4 + 1 + 6 + 1
+    for path in compared:
+        assert path.read_bytes() == (tmp_path / "two" / path.parent.name / path.name).read_bytes(), path.name
+
+
+def worker_of(launcher: int, rank: int) -> int | None:
+    """The process of this rank below a launcher; None if it is not there yet."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            told = (process / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        if parent == launcher and f"LOCAL_RANK={rank}".encode() in told:
+            return int(process.name)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in Linux' /proc")
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_a_killed_worker_ends_the_others_or_all_go_on(tmp_path: Path, restarts: int) -> None:
+    runs = [tmp_path / "whole", tmp_path / "killed"]
+    recipe = replace(recipe_of(2), name="tiny")
+    assert recipe.denoiser is not None
+    training = replace(recipe.denoiser.training, steps=60, checkpoint_every=10, keep_checkpoints=1)
+    for run in runs:
+        run.mkdir()
+        give_tokenizer(run)
+        replace(recipe, denoiser=replace(recipe.denoiser, training=training)).save(run / "recipe.yaml")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["--max-restarts", str(restarts), str(SCRIPT), "denoiser"]
+    # torch's launcher would hand a restart the addresses of those before it (pytorch issue 135712).
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with subprocess.Popen([*launch, str(runs[1])], text=True, stderr=subprocess.PIPE, env=environment) as process:
+        while not (runs[1] / "checkpoints" / "denoiser" / "step-00000020").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        victim = worker_of(process.pid, 1)
+        assert victim is not None
+        os.kill(victim, signal.SIGKILL)
+        killed = time.monotonic()
+        _, said = process.communicate(timeout=300)
+    assert "exitcode: -9" in said, said  # of the one that was killed
+    if restarts == 0:
+        assert process.returncode != 0
+        assert time.monotonic() - killed < 60
+        return
+    assert process.returncode == 0, said
+    assert "going on from" in said
+    done = subprocess.run([*launch, str(runs[0])], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    whole, gone_on = (latest_checkpoint(run / "checkpoints" / "denoiser") for run in runs)
+    assert whole is not None and gone_on is not None and whole.step == gone_on.step == 60
+    for name in ("model", "ema", "optimizer"):
+        ours, theirs = whole.tensors(name), gone_on.tensors(name)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ctrl_c_on_the_launcher_saves_once(tmp_path: Path) -> None:
+    """The terminal sends it to all processes, and the launcher passes it on to the workers besides."""
+    give_tokenizer(tmp_path)
+    recipe = recipe_of(2)
+    assert recipe.denoiser is not None
+    training = replace(recipe.denoiser.training, steps=10_000, checkpoint_every=10_000)
+    replace(recipe, denoiser=replace(recipe.denoiser, training=training)).save(tmp_path / "recipe.yaml")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command, environment = [*launch, str(SCRIPT), "denoiser", str(tmp_path)], {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, text=True, stderr=subprocess.PIPE, env=environment, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("denoiser "):
+                break
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=120)[1]
+    found = latest_checkpoint(tmp_path / "checkpoints" / "denoiser")
+    assert found is not None and found.step > 0
+    assert f"stopped at update {found.step}; run the same command again" in said
+
+
+def can_make_namespaces() -> bool:
+    """Whether this is Linux, root, with iproute2."""
+    if shutil.which("ip") is None or os.getuid() != 0:
+        return False
+    made = subprocess.run(["ip", "netns", "add", "vqvdm-probe"], capture_output=True).returncode == 0
+    subprocess.run(["ip", "netns", "delete", "vqvdm-probe"], capture_output=True)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_hosts_equal_two_processes_of_one(tmp_path: Path) -> None:
+    if not can_make_namespaces():
+        pytest.skip("needs Linux, root and iproute2 for network namespaces")
+    recipe = replace(recipe_of(2), name="tiny")
+    recipe = replace(recipe, data=replace(recipe.data, path="toy", toy_clips=10))
+    recipe.save(tmp_path / "tiny.yaml")
+    words = ["tokenizer", str(tmp_path / "tiny.yaml"), "--run"]
+    environment = {**os.environ, "TORCHRUN": str(Path(sys.executable).with_name("torchrun"))}
+    hosts = [str(SCRIPT.parents[1] / "scripts" / "two_hosts.sh"), *words, str(tmp_path / "hosts")]
+    done = subprocess.run(hosts, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    done = launched(2, "train", *words, str(tmp_path / "processes"))
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (latest_checkpoint(tmp_path / run / "checkpoints" / "tokenizer") for run in ("hosts", "processes"))
+    assert ours is not None and theirs is not None and ours.step == theirs.step == 4
+    for name in ("model", "ema", "optimizer", "discriminators"):
+        tensors, others = ours.tensors(name), theirs.tensors(name)
+        assert tensors.keys() == others.keys() and all(torch.equal(tensors[key], others[key]) for key in tensors), name

@@ -264,21 +264,44 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
 
 
 def test_which_checkpoints_stay(tmp_path: Path) -> None:
-    recipe = tiny_recipe(steps=8, checkpoint_every=1, sample_every=1, keep_checkpoints=1, keep_every=3)
+    recipe = tiny_recipe(steps=5, checkpoint_every=1, sample_every=1, keep_checkpoints=1, keep_every=2)
     assert recipe.tokenizer is not None
     training = replace(recipe.tokenizer.training, keep_best="test_psnr")
     train_tokenizer(replace(recipe, tokenizer=replace(recipe.tokenizer, training=training)), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    psnr = {line["step"]: line["test_psnr"] for line in lines if "test_psnr" in line and line["step"] < 8}
+    psnr = {line["step"]: line["test_psnr"] for line in lines if "test_psnr" in line and line["step"] < 5}
     best = max(psnr, key=lambda step: psnr[step])
     found = steps_in(tmp_path / "checkpoints" / "tokenizer")
-    assert found == sorted({0, 3, 6, 8, best}), psnr
+    assert found == sorted({0, 2, 4, 5, best}), psnr
 
 
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"run folder .*file/run cannot be made"):
         train_tokenizer(tiny_recipe(), tmp_path / "file" / "run")
+
+
+def test_a_run_folder_that_vanishes_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, update = tmp_path / "run", tokenizer.TokenizerStage.update
+
+    def update_and_lose(self, step, batches):
+        if step == 1:
+            shutil.rmtree(run)
+        return update(self, step, batches)
+
+    monkeypatch.setattr(tokenizer.TokenizerStage, "update", update_and_lose)
+    with pytest.raises(InputError, match=f"run folder {run} has vanished"):
+        train_tokenizer(tiny_recipe(steps=4), run)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_read_only_run_folder_is_named(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises((InputError, PermissionError)):
+            train_tokenizer(tiny_recipe(), tmp_path)
+    finally:
+        tmp_path.chmod(0o700)
 
 
 def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from vqvdm.errors import InputError
 from vqvdm.train.order import Batch, Order, seed_of, updates
 
 CPU = torch.device("cpu")
@@ -47,6 +53,63 @@ def test_a_later_start_sees_what_an_early_one_sees_from_there(workers: int) -> N
     rest = keys(order, 4, 6, workers)
     assert len(rest) == 2
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+
+
+class Deadly(Echo):
+    """The loader process that reads clip 3 is killed, as often as there are files to take away."""
+
+    def __init__(self, lives: Path) -> None:
+        super().__init__()
+        self.lives = lives
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        files = sorted(self.lives.iterdir())
+        if key[0] == 3 and get_worker_info() is not None and files:
+            files[0].unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+
+
+def test_loader_processes_that_die_are_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqvdm.train.order._DEATHS", 1)  # torch looks for each after five seconds
+    order = Order(seed=1, length=len(Echo()), batch=2)
+    whole = [[batch.data for batch in batches] for batches in updates(order, Echo(), 0, 6, 2, CPU)]
+    for number in range(1):
+        (tmp_path / str(number)).touch()
+    seen = [[batch.data for batch in batches] for batches in updates(order, Deadly(tmp_path), 0, 6, 2, CPU)]
+    assert caplog.text.count("others take their place") == 1
+    for ours, theirs in zip(whole, seen, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    for number in range(9):
+        (tmp_path / str(number)).touch()
+    with pytest.raises(InputError, match=r"loader processes died 2 times at update \d+ .*data\.workers=0"):
+        list(updates(order, Deadly(tmp_path), 0, 6, 2, CPU))
+
+
+MISTAKEN = """
+import sys
+import torch
+from vqvdm.errors import InputError
+from vqvdm.train.order import Order, updates
+
+class Mistaken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 7
+    def __getitem__(self, key):
+        raise InputError("clips/a.mp4: gone")
+
+try:
+    list(updates(Order(seed=1, length=7, batch=2), Mistaken(), 0, 6, 2, torch.device("cpu")))
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_mistake_found_by_a_loader_process_is_told_as_any_and_the_others_end() -> None:
+    done = subprocess.run([sys.executable, "-c", MISTAKEN], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "clips/a.mp4: gone\n"), done.stderr
 
 
 def test_two_processes_share_out_the_samples_of_one_with_the_double_batch() -> None:

@@ -217,8 +217,9 @@ def test_pickles_of_anything_but_arrays_are_refused(tmp_path, monkeypatch):
     for content, message in (
         (Strange(), r"it names posix\.system, which is no array"),
         ({"a": np.ones(2), "b": {"c": "text"}}, "b/c is a str, no array"),
-        ({"a": np.array([Strange()], dtype=object)}, r"posix\.system"),
-        ({"a": np.array(["x"], dtype=object)}, "a is a ndarray, no array"),
+        ({"a": Strange()}, r"posix\.system"),
+        ({"a": np.array([Strange()], dtype=object)}, "it holds values of type 'O8', not numbers"),
+        ({"a": np.array(["x"])}, "it holds values of type 'U1', not numbers"),
         ([1, 2], "its content is a list"),
     ):
         with pytest.raises(InputError, match=f"weights.ckpt is refused: .*{message}"):
@@ -227,7 +228,7 @@ def test_pickles_of_anything_but_arrays_are_refused(tmp_path, monkeypatch):
         read_pickled_arrays(pickle.dumps(np.ones(3))[:-20], "weights.ckpt")
     assert not (tmp_path / "ran").exists()
     torch.save({"x": Strange()}, tmp_path / "weights.pt")
-    with pytest.raises(InputError, match=r"weights\.pt cannot be read"):
+    with pytest.raises(InputError, match=r"weights\.pt is refused: it names posix\.system"):
         read_tensors(tmp_path / "weights.pt")
     assert not (tmp_path / "ran").exists()
 

@@ -118,7 +118,8 @@ def _line_chart(
     y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else _ticks(0.0 if from_zero else min(ys), max(ys))
     across = list(x_ticks or _ticks(min(xs), max(xs), wanted=4, outside=False))
     pad = 0.08 * (max(xs) - min(xs)) if x_ticks else 0.0
-    x = _Scale(min(xs) - pad, max(max(xs), min(xs) + 1e-9) + pad, _LEFT, width - _RIGHT)
+    least = 1e-9 * max(1.0, abs(min(xs)))  # so that one place is no division by nothing
+    x = _Scale(min(xs) - pad, max(max(xs), min(xs) + least) + pad, _LEFT, width - _RIGHT)
     y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP, logarithmic)
 
     marks = []
@@ -170,8 +171,8 @@ def alone(svg: str) -> str:
 
 def _ticks(low: float, high: float, wanted: int = 5, outside: bool = True) -> list[float]:
     """Round numbers, about `wanted`, that span low..high; or that lie inside it."""
-    if high - low < 1e-12:
-        low, high = low - 0.5, high + 0.5
+    if high - low < 1e-12 * max(1.0, abs(high)):
+        low, high = low - 0.5 * max(1.0, abs(low)), high + 0.5 * max(1.0, abs(high))
     raw = (high - low) / wanted
     power = 10 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)

@@ -29,7 +29,7 @@ app = App(
     version=__version__,
     suppress_keyboard_interrupt=False,
 )
-data = App(name="data", help="Look at a data set.", sort_key=1)
+data = App(name="data", help="Look at a data set, or make shards of it.", sort_key=1)
 train = App(name="train", help="Train tokenizer (stage 1) or denoiser (stage 2); call again to resume.", sort_key=2)
 evaluate = App(name="evaluate", help="Score videos: FVD, KVD and more.", sort_key=6)
 recipe = App(name="recipe", help="Look at recipes.", sort_key=6)
@@ -39,6 +39,7 @@ _GROUPS = {"data": data, "train": train, "evaluate": evaluate, "recipe": recipe,
 app.command("vqvdm.demo.run:main", name="demo", help="From nothing to generated videos, in minutes.", sort_key=0)
 app.command(data)
 data.command("vqvdm.verbs.data:check", name="check", help="Counts, classes, lengths, frame rates, and every bad file.")
+data.command("vqvdm.verbs.shard:shard", name="shard", help="Write tars that training reads, here or over HTTP.")
 app.command(train)
 train.command("vqvdm.train.tokenizer:main", name="tokenizer", help="Stage 1, the 3D VQGAN.", sort_key=0)
 train.command("vqvdm.train.denoiser:main", name="denoiser", help="Stage 2, latent video diffusion.", sort_key=1)

@@ -9,6 +9,7 @@ the workers of `vqvdm.data.index`. So nothing here imports torch.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import cast
+from typing import IO, Any, cast
 
 import av
 import numpy as np
@@ -52,10 +53,57 @@ Video = NDArray[np.uint8]  # (t, h, w, 3) RGB, 0..255
 _Numbered = tuple[int, av.VideoFrame]
 
 
+class FileSlice(io.RawIOBase):
+    """A video that lies within another file, such as a tar; read-only.
+
+    Args:
+        file: open for reading, without a buffer; the slice owns it and closes it.
+        offset, length: the bytes of it that are the video.
+        name: the video's; its ending helps FFmpeg to know the format, and messages show it.
+    """
+
+    def __init__(self, file: IO[bytes], offset: int, length: int, name: str) -> None:
+        self.name = name
+        self._file, self._offset, self._length, self._place = file, offset, length, 0
+
+    def __str__(self) -> str:
+        return f"{self._file.name}: {self.name}"
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        begin = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._length}[whence]
+        if begin + offset < 0:
+            raise OSError(f"{self}: no place {begin + offset}")  # it would lie in another video
+        self._place = begin + offset
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = memoryview(buffer)[: max(self._length - self._place, 0)]
+        self._file.seek(self._offset + self._place)
+        read: int = cast(io.RawIOBase, self._file).readinto(wanted) or 0
+        self._place += read
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+_File = Path | FileSlice
+
+
 class VideoError(InputError):
     """A file that cannot be read as a video; the message is "path: reason"."""
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | _File, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
@@ -150,17 +198,18 @@ def read_video(path: str | Path, start: int = 0, count: int | None = None, strid
 
 
 def read_frames(
-    path: str | Path, indices: Sequence[int], info: VideoInfo | None = None, short_side: int | None = None
+    path: str | _File, indices: Sequence[int], info: VideoInfo | None = None, short_side: int | None = None
 ) -> Video:
     """The frames at `indices` (not decreasing, repeats allowed), uint8 (t, h, w, 3) RGB.
 
-    `info` (from `probe`) lets a distant start be sought where the container allows it. With `short_side` (pixels) every
-    frame is resized, antialiased, to that short side, the other in proportion. Raises VideoError as `read_video`.
+    `path` is a file, a frame folder, or a `FileSlice`, which stays open. `info` (from `probe`) lets a distant start be
+    sought where the container allows it. With `short_side` (pixels) every frame is resized, antialiased, to that short
+    side, the other in proportion. Raises VideoError as `read_video`.
     """
-    path = Path(path)
+    path = path if isinstance(path, FileSlice) else Path(path)
     assert len(indices) > 0 <= indices[0], indices
     assert all(a <= b for a, b in pairwise(indices)), indices
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         return _read_folder(path, indices, short_side)
     found: list[Video] = []
     if info is not None and info.seekable and indices[0] > _SEEK_FROM:
@@ -186,14 +235,19 @@ def _frame_key(name: str) -> tuple[int, str]:
     return (int(numbers[-1]) if numbers else -1, name)
 
 
-def _open(path: Path) -> InputContainer:
-    if not path.is_file():
+def _open(path: _File) -> InputContainer:
+    options: dict[str, str] = {}
+    if isinstance(path, FileSlice):
+        path.seek(0)
+        options = {"protocol_whitelist": "none"}  # a playlist from elsewhere must not open this machine's files
+    elif not path.is_file():
         raise VideoError(path, "no such file")
-    if path.stat().st_size == 0:
+    elif path.stat().st_size == 0:
         raise VideoError(path, "the file is empty")
+    source = path if isinstance(path, FileSlice) else str(path)
     try:
         # Names and comments in old files are often not UTF-8; they must not keep the pictures from being read.
-        container = cast(InputContainer, av.open(str(path), metadata_errors="ignore"))
+        container = cast(InputContainer, av.open(source, metadata_errors="ignore", options=options))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(path, f"not a readable video ({_reason(error)})") from error
     if not container.streams.video:
@@ -266,12 +320,12 @@ def _timing(stamps: Sequence[float | None], header: float | None) -> tuple[float
     return measured or FOLDER_FPS, tuple(round(time, 6) for time in times), ""
 
 
-def _sequence(path: Path) -> Iterator[_Numbered]:
+def _sequence(path: _File) -> Iterator[_Numbered]:
     with _open(path) as container:
         yield from enumerate(_decode(container, []))
 
 
-def _sought(path: Path, info: VideoInfo, first: int) -> Iterator[_Numbered]:
+def _sought(path: _File, info: VideoInfo, first: int) -> Iterator[_Numbered]:
     """Numbered frames from a key frame at or before `first`; each number is found from the frame's time stamp."""
     times = info.frame_times()
     with _open(path) as container:
@@ -288,7 +342,7 @@ def _sought(path: Path, info: VideoInfo, first: int) -> Iterator[_Numbered]:
             yield int(np.abs(times - (frame.time - info.start)).argmin()), frame
 
 
-def _from_key(path: Path, keys: Sequence[int], first: int) -> Iterator[_Numbered]:
+def _from_key(path: _File, keys: Sequence[int], first: int) -> Iterator[_Numbered]:
     """Numbered frames from the last key frame at or before `first`: what lies before it is read, but not decoded."""
     key = keys[bisect_right(keys, first) - 1]
     with _open(path) as container:
@@ -352,7 +406,7 @@ def _probe_folder(folder: Path) -> VideoInfo:
             with Image.open(path) as image:
                 sizes.setdefault(image.size, path.name)
                 cut += image.format == "JPEG" and not _jpeg_ends(path)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise VideoError(folder, f"{path.name} is not a readable image ({_short(error)})") from error
     if len(sizes) > 1:
         found = ", ".join(f"{w}x{h} ({name})" for (w, h), name in sizes.items())
@@ -392,7 +446,7 @@ def _read_image(path: Path, short_side: int | None) -> Video:
             # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is still large enough; half the time, the same to 52 dB.
             image.draft("RGB", (width, height))
             rgb = image.convert("RGB")
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(path, f"not a readable image ({_short(error)})") from error
     finally:
         vars(ImageFile)["LOAD_TRUNCATED_IMAGES"] = before

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
+_LONGEST = 4000  # characters of a message
+# What a terminal obeys instead of showing it: control characters, marks of writing direction; and half characters.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 class InputError(ValueError):
     """A mistake in what the user gave.
 
     The message names the file or field, the value found and what would be right. The command line prints it alone,
-    without a traceback, and ends with status 2; from Python it is an ordinary `ValueError`.
+    without a traceback, and ends with status 2; from Python it is an ordinary `ValueError`. What it quotes may come
+    from a stranger, so it is `printable`.
     """
+
+    def __init__(self, message: object) -> None:
+        text = printable(str(message))
+        super().__init__(text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "...")
+
+
+def printable(text: str) -> str:
+    """The text with escape codes in the place of characters that would command a terminal, or that it cannot show."""
+    return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def reason_of(error: BaseException) -> str:

@@ -10,11 +10,29 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
-from torch import Tensor
+from torch import Tensor, nn
+
+from vqvdm.building import check_arguments
+from vqvdm.errors import InputError
 
 
 class Configured(ConfigMixin):
     """Settings of a network or pipeline, saved without the path they were loaded from (diffusers writes it down)."""
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """Build a network from its settings, as `from_pretrained` does, but check them first.
+
+        Raises:
+            InputError: a setting of another type, or a network that this machine's memory cannot hold.
+        """
+        where = f"{cls.config_name} of {cls.__name__}"
+        if not isinstance(config, Mapping):  # diffusers takes text for a name on the hub
+            raise InputError(f"{where}: must be a table of settings, not {config!r:.60}")
+        if issubclass(cls, nn.Module):
+            settings, _, _ = super().extract_init_dict(dict(config), **kwargs)
+            check_arguments(cls, settings, {"": where}, "")
+        return super().from_config(dict(config), return_unused_kwargs, **kwargs)
 
     def to_json_string(self) -> str:
         """The settings as they stand in config.json."""

@@ -32,14 +32,25 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from vqvdm.context import encode_stills
-from vqvdm.data.workers import ctrl_c_waits, leave_signals_to_parent
+from vqvdm.data.workers import leave_signals_to_parent, loading
 from vqvdm.errors import InputError
 from vqvdm.files import sha256_of, write_bytes
+from vqvdm.processes import this_process
+from vqvdm.structure import convert, parse_json
 
 logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
-_KEYS = {"tokenizer", "classes", "latent_shape", "videos", "windows", "flips", "shard_size", "complete"}  # at least
+_KEYS: Mapping[str, Any] = {  # of an index, at least, and what they are
+    "tokenizer": str,
+    "classes": tuple[str, ...],
+    "latent_shape": tuple[int, int, int, int],
+    "videos": int,
+    "windows": int,
+    "flips": bool,
+    "shard_size": int,
+    "complete": bool,
+}
 _GRIDS = ("latents", "stills")  # what is large: read when it is wanted
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -215,18 +226,29 @@ def _write(
     what: str,
     progress: bool,
 ) -> None:
-    """Write the shards that are not there yet; no batch reaches from one into the next."""
-    todo = _prepare(folder, index, plan)
+    """Write the shards that are not there yet; no batch reaches from one into the next.
+
+    Of n processes each writes every n-th shard; the first one sees to the rest.
+    """
+    here = this_process()
+    if here.is_main_process:
+        _check_room(folder, index, plan, _prepare(folder, index, plan))
+    here.wait_for_everyone()
+    own = range(here.process_index, plan.shards, here.num_processes)
+    todo = [shard for shard in own if not (folder / shard_name(shard)).exists()]
     sums: dict[str, str] = {}
     if todo:
-        _check_room(folder, index, plan, todo)
         shards = [plan.shard_pairs(shard) for shard in todo]
         batches = [pairs[i : i + batch_size] for pairs in shards for i in range(0, len(pairs), batch_size)]
-        with tqdm(total=sum(map(len, shards)), desc=what, unit="clip", disable=not progress) as bar:
+        quiet = not (progress and here.is_main_process)
+        with tqdm(total=sum(map(len, shards)), desc=what, unit="clip", disable=quiet) as bar:
             sums = _write_shards(folder, plan, todo, make(batches), _DTYPES[index["dtype"]], bar)
-    names = [shard_name(shard) for shard in range(plan.shards)]
-    sums = {name: sums.get(name) or sha256_of(folder / name) for name in names}
-    write_bytes(folder / INDEX, json.dumps({**index, "complete": True, "sha256": sums}, indent=2).encode())
+    here.wait_for_everyone()
+    if here.is_main_process:
+        names = [shard_name(shard) for shard in range(plan.shards)]
+        sums = {name: sums.get(name) or sha256_of(folder / name) for name in names}
+        write_bytes(folder / INDEX, json.dumps({**index, "complete": True, "sha256": sums}, indent=2).encode())
+    here.wait_for_everyone()
 
 
 def _check_plan(plan: _Plan, batch_size: int, dtype: str) -> None:
@@ -298,19 +320,19 @@ def _encoded(
 ) -> Iterator[dict[str, Tensor]]:
     """Encoded batches, in order."""
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers, worker_init_fn=leave_signals_to_parent)
-    with ctrl_c_waits():
-        loaded = iter(loader)
-    for batch in loaded:
-        clip = batch["clip"].to(device, tokenizer.dtype)  # (b, c, t, h, w)
-        views = [clip, clip.flip(-1)] if plan.flips else [clip]
-        encoded = {"latents": torch.stack([tokenizer.encode(view) for view in views], dim=1)}  # (b, copies, c, t, h, w)
-        if stills:
-            encoded["stills"] = torch.stack([encode_stills(tokenizer, view) for view in views], dim=1)
-        yield {
-            **{name: latents.flatten(0, 1).cpu() for name, latents in encoded.items()},
-            "class_label": batch["class_label"].repeat_interleave(plan.copies),
-            "fps": batch["fps"].float().repeat_interleave(plan.copies),
-        }
+    with loading(loader) as loads:
+        for batch in loads:
+            clip = batch["clip"].to(device, tokenizer.dtype)  # (b, c, t, h, w)
+            views = [clip, clip.flip(-1)] if plan.flips else [clip]
+            # Each is (b, copies, c, t, h, w).
+            encoded = {"latents": torch.stack([tokenizer.encode(view) for view in views], dim=1)}
+            if stills:
+                encoded["stills"] = torch.stack([encode_stills(tokenizer, view) for view in views], dim=1)
+            yield {
+                **{name: latents.flatten(0, 1).cpu() for name, latents in encoded.items()},
+                "class_label": batch["class_label"].repeat_interleave(plan.copies),
+                "fps": batch["fps"].float().repeat_interleave(plan.copies),
+            }
 
 
 def _write_shards(
@@ -341,14 +363,21 @@ def _write_shards(
 def _read_index(folder: Path) -> dict[str, Any] | None:
     path = folder / INDEX
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:  # not JSON, or not even text
         raise InputError(f"{path} is damaged ({error}); delete the folder and encode again") from error
-    absent = _KEYS - set(found) if isinstance(found, dict) else _KEYS
+    absent = _KEYS.keys() - set(found) if isinstance(found, dict) else _KEYS.keys()
     if absent:
         raise InputError(f"{path} is damaged (it lacks {min(absent)}); delete the folder and encode again")
+    where = {"": f"{path} is damaged; delete the folder and encode again"}
+    found |= {name: convert(kind, found[name], where, name) for name, kind in _KEYS.items()}
+    found |= {name: list(found[name]) for name in ("classes", "latent_shape")}  # as they were: it is compared
+    counts = {name: found[name] for name in ("videos", "windows", "shard_size")}
+    for name, count in {**counts, "latent_shape": min(found["latent_shape"])}.items():
+        if count < 1:
+            raise InputError(f"{where['']}: {name} is {found[name]}, but must be at least 1")
     return found
 
 
@@ -410,11 +439,24 @@ class LatentCache(Dataset):
                 raise InputError(f"the latent cache {self.folder} lacks {path.name}; run `vqvdm encode` again")
             try:
                 with safe_open(path, "pt") as file:
+                    self._check_shapes(file, shard)
                     names = [name for name in file.keys() if name not in _GRIDS]  # noqa: SIM118  no mapping
                     shards.append({name: file.get_tensor(name) for name in names})
-            except SafetensorError as error:
+            except (SafetensorError, ValueError) as error:
                 raise InputError(f"{path} is damaged ({error}); delete it and run `vqvdm encode` again") from error
         return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+
+    def _check_shapes(self, file: Any, shard: int) -> None:
+        """Raise `ValueError` if an open shard holds other tensors than the index says."""
+        plan, (c, t, h, w) = self._plan, self.latent_shape
+        rows = min(plan.pairs_per_shard, plan.pairs - shard * plan.pairs_per_shard) * plan.copies
+        grids = {"latents": [rows, c, t, h, w], "stills": [rows, 2, c, h, w]}
+        found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no mapping
+        wanted = {name: [rows] for name in (*found, "class_label", "fps")}
+        wanted |= {name: grids[name] for name in _GRIDS if name in self._grids or name in found}
+        for name, shape in wanted.items():
+            if found.get(name) != shape:
+                raise ValueError(f"{name} is of shape {found.get(name, 'none')}, not {shape}")
 
     def __len__(self) -> int:
         return self._plan.videos

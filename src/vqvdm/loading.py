@@ -16,10 +16,13 @@ from safetensors import SafetensorError
 from vqvdm import models
 from vqvdm.errors import InputError, reason_of
 from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.processes import this_process
 from vqvdm.processor import fast_bf16
 from vqvdm.tokenizer import VideoTokenizer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that networks can be asked to compute in
+# What diffusers and a pipeline's constructor raise where a JSON file holds other kinds of values than they expect.
+_UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -40,6 +43,12 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def own_device(name: str = "auto") -> torch.device:
+    """That of this process where there are several (torchrun); a single one's is picked by name."""
+    here = this_process()
+    return pick_device(str(here.device) if here.num_processes > 1 else name)
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """One of `DTYPES` by name; "auto" is bfloat16 where the device is fast at it, else float32."""
     if name == "auto":
@@ -58,6 +67,7 @@ def load_pipeline(
     folder = find_pipeline(model)
     with _readable(model), _without_progress_bars():
         pipeline = VQVDMPipeline.from_pretrained(os.fspath(folder or model), dtype=dtype)
+        _check_whole(pipeline.denoiser, *([] if pipeline.tokenizer is None else [pipeline.tokenizer]))
     return pipeline.to(pick_device(device))
 
 
@@ -80,7 +90,8 @@ def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> Video
         places, marker, what = ("tokenizer", "pipeline/tokenizer", ""), "config.json", "a tokenizer"
         folder = _find(model, places, marker, what) or _find(VQVDMPipeline.download(model), places, marker, what)
         assert folder is not None  # what was downloaded is a folder
-        tokenizer = VideoTokenizer.from_pretrained(os.fspath(folder))
+        tokenizer = VideoTokenizer.from_pretrained(os.fspath(folder), use_safetensors=True)
+        _check_whole(tokenizer)  # pyrefly: ignore[bad-argument-type]
     return tokenizer.to(pick_device(device)).eval()  # pyrefly: ignore[bad-argument-type]
 
 
@@ -109,6 +120,14 @@ def _find(model: str | os.PathLike[str], places: Sequence[str], marker: str, wha
     return None
 
 
+def _check_whole(*networks: torch.nn.Module) -> None:
+    """Refuse weights of which some are missing, for which diffusers leaves a place without content."""
+    for network in networks:
+        absent = [name for name, tensor in network.state_dict().items() if tensor.is_meta]
+        if absent:
+            raise ValueError(f"the weights of {type(network).__name__} lack {len(absent)} tensors, such as {absent[0]}")
+
+
 @contextmanager
 def _readable(model: str | os.PathLike[str]) -> Iterator[None]:
     """Turn what the hub and the readers of weights raise into one plain message."""
@@ -116,7 +135,7 @@ def _readable(model: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, SafetensorError) as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         nor = "" if Path(model).exists() else f" (nor is there a folder {model} here)"
         raise InputError(f"{model} cannot be loaded: {reason_of(error)}{nor}") from error
 

@@ -58,6 +58,18 @@ def available_memory(device: torch.device, proc: Path = _PROC, cgroup: Path = _C
         return left
 
 
+def total_memory(proc: Path = _PROC, cgroup: Path = _CGROUP) -> int | None:
+    """Bytes of this machine's memory, or of the container's limit; None where the system does not tell."""
+    try:
+        total = _kilobytes(proc / "meminfo", "MemTotal") * 1024
+    except OSError:  # not Linux
+        return None
+    try:
+        return min(total, int((cgroup / "memory.max").read_text()))
+    except (OSError, ValueError):  # no limit
+        return total
+
+
 def _give_back() -> None:
     """Let the C library return what earlier runs have freed, which would hide what this one takes."""
     try:

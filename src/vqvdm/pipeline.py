@@ -11,7 +11,7 @@ import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import SchedulerMixin
@@ -471,6 +471,11 @@ class VQVDMPipeline(Configured, DiffusionPipeline):
         for network in (self.denoiser, self.tokenizer):
             if network is not None:
                 network.compile_repeated_blocks(**options)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """As diffusers', but of safetensors alone: other files of weights are pickles."""
+        return super().from_pretrained(pretrained_model_name_or_path, **{"use_safetensors": True, **kwargs})
 
     @classmethod
     def download(cls, pretrained_model_name: str | os.PathLike[str], **kwargs: Any) -> str:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from inspect import signature
 from pathlib import Path
-from typing import Any, Literal, Self, get_type_hints
+from typing import Any, Literal, Self
 
 from vqvdm import recipe_io
 from vqvdm.errors import InputError
-from vqvdm.structure import Origins, check_known, convert, origin, plain, structure
+from vqvdm.structure import Origins, origin, plain, structure
 
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Scheduler = Literal["dpm++", "unipc", "euler", "heun", "ddim", "ddpm"]
@@ -242,14 +241,15 @@ class Recipe:
                 raise InputError(f"{origin(origins, key)}: {key} {problem}")
 
     def check_models(self, origins: Origins | None = None) -> None:
-        """Raise `InputError` if an argument of a network is unknown to its constructor or of another type."""
+        """Raise `InputError` for a network's argument of another name or type, or for more than the memory holds."""
+        from vqvdm.building import check_arguments
         from vqvdm.denoiser import VideoDenoiser
 
-        _check_arguments(VideoDenoiser, self.denoiser.model, origins or {}, "denoiser.model")
+        check_arguments(VideoDenoiser, self.denoiser.model, origins or {}, "denoiser.model")
         if self.tokenizer is not None:
             from vqvdm.tokenizer import VideoTokenizer
 
-            _check_arguments(VideoTokenizer, self.tokenizer.model, origins or {}, "tokenizer.model")
+            check_arguments(VideoTokenizer, self.tokenizer.model, origins or {}, "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ _RANGES: Mapping[str, _Range] = {
     "noise": _NOT_NEGATIVE,
     "weight": _NOT_NEGATIVE,
     "channels": _COUNT,
-    "layers": _COUNT,
+    "layers": _Range(1, 32),
     "start": _NOT_NEGATIVE,
     "ramp": _NOT_NEGATIVE,
     "feature_matching": _NOT_NEGATIVE,
@@ -454,11 +454,3 @@ def _leaves(part: Any, key: str = "") -> list[tuple[str, Any]]:
         elif isinstance(value, (int, float, tuple)) and not isinstance(value, bool):
             leaves.append((dotted, value))
     return leaves
-
-
-def _check_arguments(network: type, arguments: Mapping[str, Any], origins: Origins, key: str) -> None:
-    known = [name for name in signature(network).parameters if name != "self"]
-    hints = get_type_hints(network.__init__)
-    for name, value in arguments.items():
-        check_known(name, known, origins, key, what=f"argument of {network.__name__}")
-        convert(hints.get(name, Any), value, origins, f"{key}.{name}")

@@ -21,6 +21,9 @@ from vqvdm.structure import did_you_mean, origin
 _PACKAGED = Path(__file__).parent / "recipes"
 _SUFFIXES = (".yaml", ".yml")
 
+_MOST = 50_000  # characters of a recipe, what its aliases repeat counted each time
+_DEEPEST = 30  # tables and lists within each other
+
 Values = dict[str, Any]
 
 
@@ -75,15 +78,47 @@ _Dumper.add_representer(
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, with YAML 1.2's floats (`1e-3` is a number) and an error for a key given twice."""
+    """PyYAML's safe loader, with YAML 1.2's floats (`1e-3` is a number), an error for a key given twice, and bounds.
+
+    Aliases repeat a part in a few characters, and parts of parts: a kilobyte may stand for more than fits on earth.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._measure(node, {})
+        return node
+
+    def _measure(self, node: yaml.Node, known: dict[yaml.Node, tuple[int, int] | None]) -> tuple[int, int]:
+        """Characters and depth of what a node stands for; `known` holds those of others, None while at one."""
+        if node not in known:
+            known[node] = None
+            inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            sizes, depths = [1 + len(node.value)], [0]
+            if not isinstance(node, yaml.ScalarNode):
+                sizes, depths = map(list, zip((1, 0), *(self._measure(part, known) for part in inner), strict=True))
+            known[node] = sum(sizes), 1 + max(depths)
+        if (measured := known[node]) is None:
+            raise _problem(node, "an alias of what it lies in")
+        if measured[0] > _MOST:
+            raise _problem(node, f"more than {_MOST:,} characters, aliases written out; no recipe is so long")
+        if measured[1] > _DEEPEST:
+            raise _problem(node, f"more than {_DEEPEST} tables or lists within each other")
+        return measured
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _problem(key, "a key is a name, not a list or a table")
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} twice", key.start_mark)
+                raise _problem(key, f"key {key.value!r} twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _problem(node: yaml.Node, words: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, words, node.start_mark)
 
 
 _Loader.add_implicit_resolver(
@@ -97,9 +132,9 @@ def _find(name_or_path: str | Path, folder: Path, asked_by: str = "") -> Path:
     """The file that is meant; relative paths start at `folder`, messages with `asked_by`."""
     text = str(name_or_path)
     path = folder / text
-    if path.is_file():
+    if os.path.isfile(path):  # unlike Path's, also of names that no system can have
         return path
-    if path.is_dir() and (path / "recipe.yaml").is_file():
+    if os.path.isdir(path) and (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
     names = packaged_names()
     if text in names:
@@ -129,11 +164,12 @@ def _with_bases(path: Path) -> list[Path]:
 
 def _parse_file(path: Path) -> Values:
     try:
-        content = _parse(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            content = _parse(file.read(_MOST + 1))
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise InputError(f"{_shown(path)}{line}: not valid YAML: {error.problem}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"{_shown(path)}: not a YAML text file: {error}") from error
     except OSError as error:
         raise InputError(f"{_shown(path)}: cannot be read: {error.strerror}") from error
@@ -145,7 +181,13 @@ def _parse_file(path: Path) -> Values:
 
 
 def _parse(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)
+    """What YAML says. Raises `YAMLError`, or `ValueError` (a date of no calendar, a number that is none)."""
+    if len(text) > _MOST:
+        raise ValueError(f"more than {_MOST:,} characters; no recipe is so long")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _merge(below: Values, above: Values, origins: dict[str, str], source: str, key: str = "") -> None:
@@ -168,7 +210,7 @@ def _override(values: Values, override: str, origins: dict[str, str]) -> None:
         raise InputError(f"override {override!r}: write it as key=value, such as tokenizer.training.steps=500")
     try:
         value = _parse(text)
-    except yaml.YAMLError as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise InputError(f"override {override!r}: the value is not valid YAML") from error
     *tables, last = key.strip().split(".")
     table = values

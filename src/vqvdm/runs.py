@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from vqvdm.charts import SECOND, Series, line_chart, line_charts_png
 from vqvdm.errors import InputError
 from vqvdm.files import write_bytes
 from vqvdm.recipe import Recipe
+from vqvdm.structure import parse_json
 
 LOG, RECIPE = "log.jsonl", "recipe.yaml"
 _LIVELY = 600.0  # seconds since the last record within which a stage counts as training
@@ -21,6 +20,7 @@ _POINTS = 400  # of a curve, at most
 _DEEP = 3  # folders below the one that is searched
 _LOGARITHMIC = ("loss", "l1", "gradient_norm", "learning_rate")  # figures that fall over orders of magnitude
 _RISING = ("psnr", "usage", "perplexity")
+_ENDLESS = 1e100  # what is not below is no figure, and a chart could not place it
 _ASIDE = ("stage", "step", "seconds")
 
 
@@ -124,10 +124,10 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     records = []
     for line in lines:
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = parse_json(line)
+        except ValueError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int):
+        if isinstance(record, dict) and isinstance(record.get("stage"), str) and _is_step(record.get("step")):
             records.append(record)
     return records
 
@@ -201,5 +201,9 @@ def samples(folder: Path) -> list[Path]:
     return sorted((folder / "samples").glob("*.mp4"), key=lambda path: path.name[-12:], reverse=True)
 
 
+def _is_step(value: Any) -> bool:
+    return isinstance(value, int) and _is_number(value) and value >= 0
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _ENDLESS

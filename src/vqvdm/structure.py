@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import math
 import types
 import typing
@@ -21,6 +22,15 @@ from vqvdm.errors import InputError
 T = TypeVar("T")
 
 Origins = Mapping[str, str]  # dotted key -> the file or override that set it; "" -> what all the rest came from
+_LARGEST = 2**63 - 1  # whole number: what files and tensors hold
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says; whatever is wrong with it is a `ValueError`, tables within tables without end as well."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def listed(text: str) -> list[str]:
@@ -142,11 +152,16 @@ def _convert_tuple(hint: Any, value: Any, origins: Origins, key: str) -> tuple[A
 
 
 def _convert_scalar(hint: Any, value: Any, origins: Origins, key: str) -> Any:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is float and number:
-        return float(value)
-    if hint is int and number and value == int(value):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and number and abs(value) < math.inf:
+        try:
+            return float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            raise _mistake(origins, key, value, "must be a number below 1e308") from None
+    if hint is int and number and abs(value) <= _LARGEST and value == int(value):
         return int(value)
+    if hint is int and number and abs(value) > _LARGEST:
+        raise _mistake(origins, key, value, "must be a whole number below 2^63")
     if hint in (bool, str) and isinstance(value, hint):
         return value
     advice = f": write it in quotes, '{value}'" if hint is str and isinstance(value, (int, float)) else ""
@@ -177,7 +192,10 @@ def _mistake(origins: Origins, key: str, value: Any, allowed: str) -> InputError
 def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(plain(value))
+    try:
+        text = repr(plain(value))
+    except ValueError:  # Python does not write numbers of thousands of digits
+        return "a number of thousands of digits"
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -5,6 +5,7 @@ gallery.py   what was made, kept for a while under names that cannot be guessed,
 html.py      pieces of HTML; mistakes.py a user's mistake as the page says it
 generate.py, reconstruct.py, inside.py, follow.py    the tabs, in gradio
 page.py      all of them together
+waiting.py   gradio's queue within bounds; uploads.py the folder of uploads, swept
 server.py    the page on a port; the files of the gallery
 command.py   `vqvdm app`
 """

@@ -34,7 +34,8 @@ def build(folder: Path, tab: gr.Tab) -> None:
     def look(name: str | None) -> str:
         return _shown(folder, name)
 
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    # Out of the queue: every open tab looks again and again, and would take the places of those who wait for a video.
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
     gr.on([tab.select, choice.change, timer.tick], look, choice, shown, **quiet)
     live.change(lambda on: gr.Timer(active=on), live, timer, **quiet)
     again.click(lambda: gr.Dropdown(**_choices(folder)), None, choice, **quiet)

@@ -40,6 +40,11 @@ class Item:
     settings: Any = None  # with which it was made
 
 
+def write_item(path: Path, item: Item, form: str) -> None:
+    """Write it as one of `video.FORMATS`, in a size that players do not blur."""
+    write_bytes(path, encode_video(enlarged(item.video, _SIDE), item.fps, form, item.facts))
+
+
 class Gallery:
     """Items by token, the oldest of which make room for new ones. Safe for threads.
 
@@ -89,6 +94,18 @@ class Gallery:
                 raise InputError("this video is no longer kept; make it again with its settings")
             return self._items[token]
 
+    def take(self, token: str) -> Item:
+        """The item of a token, which is kept no longer.
+
+        Raises:
+            InputError: as of `get`.
+        """
+        item = self.get(token)
+        with self._lock:
+            if self._items.pop(token, None) is not None:
+                self._bytes -= item.video.nbytes
+        return item
+
     def file(self, token: str, form: str) -> Path:
         """The item as a file of one of `video.FORMATS`, written at the first call.
 
@@ -100,7 +117,7 @@ class Gallery:
             raise InputError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
         path = Path(self._folder.name) / f"{token}.{form}"
         if not path.exists():
-            write_bytes(path, encode_video(enlarged(item.video, _SIDE), item.fps, form, item.facts))
+            write_item(path, item, form)
         return path
 
     def archive(self, tokens: Sequence[str], form: str) -> bytes:

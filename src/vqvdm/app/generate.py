@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,8 @@ import gradio as gr
 from vqvdm.app import html
 from vqvdm.app.mistakes import mistakes_shown, words_of
 from vqvdm.app.studio import MOST_FRAMES, MOST_STEPS, MOST_VIDEOS, Progress, Settings, Studio
+from vqvdm.app.uploads import handed_out
+from vqvdm.app.waiting import has_left
 from vqvdm.decode import VIDEO_SUFFIXES
 from vqvdm.errors import InputError
 from vqvdm.request import Request, strange_rate
@@ -214,6 +217,7 @@ def _api(studio: Studio) -> None:
     """The same as functions over HTTP: see docs/page.md."""
 
     def generate(
+        request: gr.Request,
         classes: list[str],
         count: int = 1,
         fps: float | None = None,
@@ -237,12 +241,14 @@ def _api(studio: Studio) -> None:
             scheduler or "",
             seed,
         )
-        with mistakes_shown():
-            made: Sequence[str] = ()
-            for event in studio.generate(settings):
+        made: Sequence[str] = ()
+        with mistakes_shown(), contextlib.closing(studio.generate(settings, session=str(request.session_hash))) as job:
+            for event in job:
                 made = event if isinstance(event, list) else made
-            files = [str(studio.gallery.file(token, form)) for token in made]
-        return files, [studio.gallery.get(token).facts for token in made]
+                if has_left():
+                    break
+            items = [studio.gallery.take(token) for token in made]
+        return [handed_out(item, form) for item in items], [item.facts for item in items]
 
     inputs = [
         gr.JSON(value=[], label="classes", visible=False),

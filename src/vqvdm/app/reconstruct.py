@@ -15,6 +15,7 @@ from vqvdm.app.generate import UPLOADS
 from vqvdm.app.inspection import Inspected, inspect, open_clip
 from vqvdm.app.mistakes import mistakes_shown
 from vqvdm.app.studio import Studio
+from vqvdm.app.uploads import handed_out
 from vqvdm.video import Video
 
 _INVITATION = "Drop in a video: a clip of it goes through the tokenizer and back."
@@ -89,8 +90,8 @@ def _api(studio: Studio) -> None:
         if not path:
             raise gr.Error("no video is given", print_exception=False)
         found = inspected(studio, lambda: open_clip(Path(path), studio.pipeline, start))
-        token = studio.gallery.add(Item(found.made, found.fps, "reconstruction", {"generator": studio.generator}))
-        return str(studio.gallery.file(token, "mp4")), dict(found.figures)
+        item = Item(found.made, found.fps, "reconstruction", {"generator": studio.generator})
+        return handed_out(item, "mp4"), dict(found.figures)
 
     inputs = [gr.File(visible=False), gr.Number(0, visible=False)]
     gr.Button(visible=False).click(

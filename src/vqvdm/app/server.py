@@ -7,34 +7,38 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# gradio writes down its last 10,000 requests and after each makes a table of all of them, for a page we do not show.
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(2**31))
 
 import gradio as gr
 import PIL.Image
 import uvicorn
 from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
+from starlette.requests import ClientDisconnect
 
 from vqvdm.app.gallery import MEDIA_TYPES, Gallery
 from vqvdm.app.page import looks, make_page
 from vqvdm.app.studio import MOST_VIDEOS, Studio
+from vqvdm.app.uploads import swept_folder
+from vqvdm.app.waiting import bound
 from vqvdm.errors import InputError
 
 _LARGEST_UPLOAD = "100mb"
-_WAITING = 20  # requests in the queue, beyond which the page says that it is busy
 _PORTS = 20  # tried one after the other
 
 
-def make_server(studio: Studio, runs: Path) -> FastAPI:
+def make_server(studio: Studio, page: gr.Blocks) -> FastAPI:
     """The whole application: page, HTTP API, and `media/` for the files."""
     PIL.Image.MAX_IMAGE_PIXELS = None  # gradio opens pictures for their headers alone; `vqvdm.decode` has a limit
     app = FastAPI(title="vqvdm", docs_url=None, redoc_url=None, openapi_url=None)
     _serve_media(app, studio.gallery)
-    page = make_page(studio, runs).queue(max_size=_WAITING)
+    bound(page)
     return gr.mount_gradio_app(
         app,
         page,
@@ -109,12 +113,18 @@ class Server:
     def __enter__(self) -> Server:
         with contextlib.ExitStack() as stack:
             self._listener = stack.enter_context(_listening(self._host, self._port))
-            uploads = stack.enter_context(tempfile.TemporaryDirectory(prefix="vqvdm-uploads-"))
-            os.environ["GRADIO_TEMP_DIR"] = uploads
-            app = make_server(self._studio, self._runs)
+            uploads = stack.enter_context(swept_folder(self._forget))
+            os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+            self._page = make_page(self._studio, self._runs)
+            app = make_server(self._studio, self._page)
             self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3))
             self._held = stack.pop_all()
         return self
+
+    def _forget(self, files: set[str]) -> None:
+        """Let gradio forget files that are gone."""
+        for known in self._page.temp_file_sets:
+            known.difference_update(files)
 
     def __exit__(self, *problem: object) -> None:
         self._held.close()
@@ -146,8 +156,10 @@ class Server:
 
 
 def _not_cut_off(record: logging.LogRecord) -> bool:
-    """False of what uvicorn writes of requests that it cancels at its end."""
-    cancelled = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    """False of what uvicorn writes of requests that it cancels at its end, and of uploads that break off."""
+    cancelled = record.exc_info is not None and isinstance(
+        record.exc_info[1], asyncio.CancelledError | ClientDisconnect
+    )
     return not cancelled and "graceful shutdown exceeded" not in record.getMessage()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ MOST_VIDEOS, MOST_FRAMES, MOST_STEPS, MOST_GUIDANCE = 64, 512, 250, 50
 OVERLAP = 8  # frames that a window is given of the one before
 _PREVIEWS = 8  # videos shown while they come to be
 _PREVIEW_SHARE = 0.4  # of the time, about
+_LOOK = 0.5  # seconds between two looks of one that waits for the model
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,9 @@ class Studio:
         return (1 if tokenizer is None else tokenizer.factors[0]) * self.pipeline.denoiser.factors[0]
 
     def stop(self, session: str) -> None:
-        """End what this session has asked for."""
+        """End what this session has asked for; what nobody asked for goes on."""
         for name, stopped in list(self._running):
-            if name == session:
+            if name and name == session:
                 stopped.set()
 
     @property
@@ -142,7 +143,7 @@ class Studio:
 
     def generate(
         self, settings: Settings, given: Request | None = None, session: str = ""
-    ) -> Iterator[Progress | list[str]]:
+    ) -> Generator[Progress | list[str]]:
         """Make videos: how far it is again and again, then the tokens of what was made. Closing it stops the work.
 
         Args:
@@ -154,33 +155,50 @@ class Studio:
             InputError: settings that the model cannot serve.
         """
         check(settings)
+        # Files say 2.0 of what was asked for as 2, too.
+        settings = replace(settings, fps=float(settings.fps), guidance=float(settings.guidance))
         given = replace(given or Request(), fps=settings.fps, steps=settings.steps, guidance=settings.guidance)
         events: queue.Queue[Any] = queue.Queue()
         stopped = threading.Event()
         self._running.append((session, stopped))
-        with self.lock:  # until the thread has ended, however the reader leaves
-            thread = threading.Thread(target=self._work, args=(settings, given, events.put, stopped), daemon=True)
-            thread.start()
-            try:
-                while True:
-                    event = events.get()
-                    if isinstance(event, BaseException):
-                        raise event
-                    yield event
-                    if isinstance(event, list):
-                        return
-            finally:
-                stopped.set()
-                thread.join()
-                self._running.remove((session, stopped))
+        try:
+            while not self.lock.acquire(timeout=_LOOK):  # one that was left is at its last step still
+                if stopped.is_set():
+                    yield []
+                    return
+                yield Progress(0, settings.steps, None)
+            self._start(settings, given, events.put, stopped)
+            while True:
+                event = events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if isinstance(event, list):
+                    return
+        finally:
+            stopped.set()
+            self._running.remove((session, stopped))
+
+    def _start(self, *arguments: Any) -> None:
+        """Work in a thread, which gives the model free at its end, however the reader leaves.
+
+        The reader does not wait for that: gradio closes generators in the thread that answers everybody.
+        """
+        try:
+            threading.Thread(target=self._work, args=arguments, daemon=True).start()
+        except BaseException:
+            self.lock.release()
+            raise
 
     def _work(self, settings: Settings, given: Request, tell: Callable[[Any], None], stopped: threading.Event) -> None:
         try:
-            tell(self._make(settings, given, tell, stopped))
+            last: Any = self._make(settings, given, tell, stopped)
         except _Stopped:
-            tell([])
+            last = []
         except BaseException as problem:  # noqa: BLE001  raised again where it is read
-            tell(problem)
+            last = problem
+        self.lock.release()  # before the word that it is done, after which the next one begins
+        tell(last)
 
     def _make(
         self, settings: Settings, given: Request, tell: Callable[[Any], None], stopped: threading.Event
@@ -202,7 +220,7 @@ class Studio:
         job = _Job(tell, stopped, self._calls(request, arguments) * -(-len(orders) // batch))
         facts = provenance(pipeline, self.name, request)
         watched = partial(self._watched, call, job, orders, settings.fps)
-        made = []
+        items = []
         for order, clip, rate in generate_clips(pipeline, orders, batch, arguments, progress=False, call=watched):
             item = Item(
                 to_video(clip),
@@ -211,9 +229,11 @@ class Studio:
                 {**facts, "seed": order.seed, "class": order.name, "fps": rate},
                 replace(settings, classes=() if order.label is None else (order.name,)),
             )
-            made.append(self.gallery.add(item))
+            items.append(item)
+        if stopped.is_set():  # during the last step, or since: nobody would fetch them
+            raise _Stopped
         self._pace = (time.perf_counter() - job.started) / max(job.step * min(batch, len(orders)), 1)
-        return made
+        return [self.gallery.add(item) for item in items]
 
     def _calls(self, request: Request, arguments: dict[str, Any]) -> int:
         """How often a step's callback will be called for one batch, but for schedulers that call twice a step."""

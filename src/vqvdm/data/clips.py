@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vqvdm.data.index import Entry
-from vqvdm.data.listing import Sample
+from vqvdm.data.listing import Sample, open_video
 from vqvdm.decode import VideoError, VideoInfo, read_frames
 from vqvdm.errors import InputError
 from vqvdm.video import Video, to_clip
+
+if TYPE_CHECKING:
+    from vqvdm.data.shards import Shards
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +134,7 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(
         self,
-        root: Path,
+        root: Path | Shards,
         samples: Sequence[Sample],
         index: Mapping[str, Entry],
         classes: Sequence[str],
@@ -224,7 +227,8 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         times = source.timed.frame_times()[source.first : source.last]
         numbers, fps = self.timing.pick(times, source.timed.fps, choose(source.starts))
         wanted = [int(number) + source.first for number in numbers]
-        video = read_frames(self.root / source.path, wanted, source.info, short_side=self.size)  # (t, h, w, 3)
+        with open_video(self.root, source.path) as file:
+            video = read_frames(file, wanted, source.info, short_side=self.size)  # (t, h, w, 3)
         video = square(video, self.size, choose if self.crop == "random" else middle)
         if self.flip and self.training and choose(2):
             video = video[:, :, ::-1]

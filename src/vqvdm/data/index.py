@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import queue
 import subprocess
@@ -17,21 +18,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 import vqvdm
-from vqvdm.decode import VideoError, VideoInfo, probe
+from vqvdm.decode import MOST_PIXELS, VideoError, VideoInfo, probe
 from vqvdm.errors import InputError
 from vqvdm.files import cache_folder, write_text
+from vqvdm.structure import parse_json
+
+if TYPE_CHECKING:
+    from vqvdm.data.shards import Shards
 
 logger = logging.getLogger(__name__)
 
 VERSION = 2  # of the cache file; another one is ignored
 _FEW = 24  # so many files are decoded faster than worker processes start
 _SAVE_EVERY = 2000  # files
+_MOST_FRAMES = 10_000_000  # of a video: four days at 25 a second
 
 
 @dataclass(frozen=True)
@@ -44,13 +51,15 @@ class Entry:
 
 
 def build_index(
-    root: Path, paths: Sequence[str], workers: int | None = None, progress: bool = True, refresh: bool = False
+    root: Path | Shards, paths: Sequence[str], workers: int | None = None, progress: bool = True, refresh: bool = False
 ) -> dict[str, Entry]:
     """Path -> Entry for each of `paths` (relative to `root`, or absolute), from the cache where unchanged.
 
     `workers` processes decode (None: one for each core); `refresh` ignores the cache. What was decoded is kept if the
-    work is interrupted.
+    work is interrupted. Shards bring their entries with them; `refresh` then compares local ones with their checksums.
     """
+    if not isinstance(root, Path):
+        return root.entries(paths, verify=refresh)
     cache = cache_file(root)
     known = {} if refresh else _load(cache)
     stamps = {path: _stamp(root / path) for path in paths}
@@ -71,7 +80,7 @@ def build_index(
 def cache_file(root: Path) -> Path:
     """Where the index of `root` is kept."""
     real = str(root.resolve())
-    return cache_folder() / "index" / f"{root.resolve().name}-{hashlib.sha256(real.encode()).hexdigest()[:16]}.json"
+    return cache_folder() / "index" / f"{root.resolve().name}-{hashlib.sha256(os.fsencode(real)).hexdigest()[:16]}.json"
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -87,21 +96,43 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _load(cache: Path) -> dict[str, Entry]:
     """The cached entries; none if there is no cache, or it is damaged or of another version (it is then rebuilt)."""
     try:
-        stored = json.loads(cache.read_text(encoding="utf-8"))
+        stored = parse_json(cache.read_text(encoding="utf-8"))
         if stored["version"] != VERSION:
             return {}
         return {path: _entry(fields) for path, fields in stored["entries"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 
 def _entry(fields: Mapping[str, Any]) -> Entry:
-    info = None if fields["info"] is None else _info(fields["info"])
+    info = None if fields["info"] is None else read_info(fields["info"])
     size, time = fields["stamp"]
+    if not isinstance(fields["error"], str) or (info is not None and not is_sound(info)):
+        raise ValueError("no entry of an index")
     return Entry((size, time), info, fields["error"])
 
 
-def _info(fields: Mapping[str, Any]) -> VideoInfo:
+def is_sound(info: VideoInfo) -> bool:
+    """Whether this can be said of a video; a damaged cache must not lead beyond a file's frames, or all memory."""
+    times, keys = info.times or (0.0,), info.keys
+    whole = (info.frames, info.height, info.width, *keys)
+    numbers = (info.fps, info.start, *times)
+    return (
+        all(type(number) is int for number in whole)
+        and all(type(number) in (int, float) and abs(number) < math.inf for number in numbers)
+        and (type(info.seekable), type(info.note)) == (bool, str)
+        and 1 <= info.frames <= _MOST_FRAMES
+        and min(info.height, info.width) >= 1
+        and info.height * info.width <= MOST_PIXELS
+        and 0 < info.fps < _MOST_FRAMES
+        and (info.times is None or len(times) == info.frames)
+        and all(a <= b for a, b in pairwise(times))
+        and all(a < b for a, b in pairwise((-1, *keys, info.frames)))
+    )
+
+
+def read_info(fields: Mapping[str, Any]) -> VideoInfo:
+    """`asdict` of a VideoInfo, as JSON gives it back, made one again. Raises KeyError or TypeError for other fields."""
     values: dict[str, Any] = dict(fields)
     if values["times"] is not None:
         values["times"] = tuple(values["times"])
@@ -187,7 +218,7 @@ class _Worker:
         answer = json.loads(line)
         if "error" in answer:
             return path, None, answer["error"]
-        return path, _info(answer["info"]), ""
+        return path, read_info(answer["info"]), ""
 
     def close(self) -> None:
         self._process.kill()

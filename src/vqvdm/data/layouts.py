@@ -1,4 +1,4 @@
-"""Which videos a folder holds, their labels and their splits: UCF-101, frame folders, class folders, flat, manifest.
+"""Which videos a folder holds, their labels and splits: UCF-101, frame folders, class folders, flat, manifest, shards.
 
 Only names are looked at here; `vqvdm.data.index` opens the files.
 """
@@ -14,29 +14,37 @@ from typing import Literal, get_args
 
 from vqvdm.data.listing import SPLITS, Listing, Sample, class_names, hold_out, source_of
 from vqvdm.data.manifest import MANIFEST_NAMES, list_manifest, read_text
+from vqvdm.data.remote import is_url
+from vqvdm.data.shards import holds_shards, list_shards
 from vqvdm.decode import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from vqvdm.errors import InputError
 
-Layout = Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"]
+Layout = Literal["auto", "ucf101", "frames", "folders", "flat", "manifest", "shards"]
 
 _LISTS_FOLDER = "ucftraintestlist"
 
 
 def find_videos(path: str | Path, layout: Layout = "auto", split: int = 1) -> Listing:
-    """List the videos at `path`, a folder or a manifest file.
+    """List the videos at `path`, a folder, a manifest file, or the index of shards, which may be a URL.
 
-    `layout` "auto" looks for, in this order: UCF-101's split lists, a manifest, videos or frame folders in sub-folders
-    (classes), videos directly inside (flat), folders of frame images (also Sky Time-lapse's, however deep). `split` is
-    UCF-101's list, 1 to 3; 0 takes every video of the lists for training and for test. Raises InputError if nothing is
-    there, or not in the layout asked, or if names or depths can be read in two ways.
+    `layout` "auto" looks for, in this order: shards, UCF-101's split lists, a manifest, videos or frame folders in
+    sub-folders (classes), videos directly inside (flat), folders of frame images (also Sky Time-lapse's, however deep).
+    `split` is UCF-101's list, 1 to 3; 0 takes every video of the lists for training and for test. Raises InputError if
+    nothing is there, or not in the layout asked, or if names or depths can be read in two ways.
     """
-    path = Path(path).expanduser()
     if layout not in get_args(Layout):
         raise InputError(f"layout {layout!r}: must be one of {', '.join(get_args(Layout))}")
+    if is_url(path):
+        if layout not in ("auto", "shards"):
+            raise InputError(f"{path}: is a URL, which may be of shards; layout {layout!r} needs a folder")
+        return list_shards(path)
+    path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"{path}: no such folder or manifest")
     if layout == "auto":
         layout = _detect(path)
+    if layout == "shards":
+        return list_shards(path)  # with the split they were made with
     if path.is_file() and layout != "manifest":
         raise InputError(f"{path}: is a file; layout {layout!r} needs a folder")
     match layout:
@@ -54,6 +62,8 @@ def find_videos(path: str | Path, layout: Layout = "auto", split: int = 1) -> Li
 
 
 def _detect(path: Path) -> Layout:
+    if holds_shards(path):
+        return "shards"
     if path.is_file():
         if path.suffix.lower() in (".csv", ".jsonl"):
             return "manifest"
@@ -421,6 +431,6 @@ def _class_names(lists: Path, entries: Sequence[tuple[str, str]]) -> tuple[str, 
     if not file.is_file():
         return tuple(sorted({entry.split("/")[0] for entry, _ in entries}))
     rows = [line.split(maxsplit=1) for line in read_text(file).splitlines() if line.strip()]
-    if not all(len(row) == 2 and row[0].isdigit() for row in rows):
+    if not all(len(row) == 2 and re.fullmatch(r"[0-9]{1,9}", row[0]) for row in rows):
         raise InputError(f"{file}: each line must be <number> <class>")
     return tuple(name.strip() for _, name in sorted(rows, key=lambda row: int(row[0])))

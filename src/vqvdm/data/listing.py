@@ -7,9 +7,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from vqvdm.data.shards import Shards
+    from vqvdm.decode import FileSlice
 
 TEST_SHARE = 0.1  # held out where the data set itself names no test split
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val"}
@@ -32,7 +37,7 @@ class Sample:
 class Listing:
     """All videos of a data set, in a fixed order."""
 
-    root: Path
+    root: Path | Shards  # the folder, or the tars, that hold the videos
     layout: str
     samples: tuple[Sample, ...]
     classes: tuple[str, ...]  # () = unlabelled
@@ -44,6 +49,14 @@ class Listing:
 
     def of_split(self, split: Literal["train", "test"]) -> tuple[Sample, ...]:
         return tuple(sample for sample in self.samples if sample.split in (None, split))
+
+
+def open_video(root: Path | Shards, path: str) -> AbstractContextManager[Path | FileSlice]:
+    """What `read_frames` takes for the sample at `path`: a file, a frame folder, or a slice of a tar, open meanwhile.
+
+    Raises InputError if a tar cannot be had.
+    """
+    return nullcontext(root / path) if isinstance(root, Path) else root.open(path)
 
 
 def class_names(samples: Sequence[Sample]) -> tuple[str, ...]:
@@ -92,4 +105,4 @@ def _held_groups(samples: Sequence[Sample]) -> set[str]:
 
 def _rank(group: str) -> float:
     """Uniform in 0..1, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256(group.encode(errors="surrogatepass")).digest()[:6], "big") / 2**48

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from vqvdm.data.listing import SPLITS, Listing, Sample, class_names, source_of
 from vqvdm.errors import InputError
-from vqvdm.structure import check_known
+from vqvdm.structure import check_known, parse_json
 
 MANIFEST_NAMES = ("manifest.csv", "manifest.jsonl", "metadata.csv", "metadata.jsonl")
 
@@ -29,7 +29,7 @@ def list_manifest(path: Path) -> Listing:
     samples, absent = [], []
     for number, row in _rows(path):
         sample = _manifest_row(row, f"{path}:{number}")
-        found = (root / sample.path).exists()
+        found = os.path.exists(root / sample.path)  # unlike Path's, also of names that no system can have
         samples += [sample] if found else []
         absent += [] if found else [sample.path]
     if not samples:
@@ -47,26 +47,33 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(line number, fields) of each row."""
     text = read_text(path)
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        _check_columns(map(_column, reader.fieldnames or ()), f"{path}:1")
-        for row in reader:
-            if None in row or None in row.values():
-                columns = ", ".join(reader.fieldnames or ())
-                raise InputError(f"{path}:{reader.line_num}: the row does not fit the columns {columns}")
-            yield reader.line_num, {_column(key): value.strip() for key, value in row.items()}
+        try:
+            yield from _csv_rows(path, text)
+        except csv.Error as error:
+            raise InputError(f"{path}: not CSV ({error})") from error
         return
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise InputError(f"{path}:{number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise InputError(f'{path}:{number}: each line must be an object such as {{"file": "a.mp4", "label": "x"}}')
         row = {_column(key): value for key, value in row.items()}
         _check_columns(row, f"{path}:{number}")
         yield number, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(text.splitlines())
+    _check_columns(map(_column, reader.fieldnames or ()), f"{path}:1")
+    for row in reader:
+        if None in row or None in row.values():
+            columns = ", ".join(reader.fieldnames or ())
+            raise InputError(f"{path}:{reader.line_num}: the row does not fit the columns {columns}")
+        yield reader.line_num, {_column(key): value.strip() for key, value in row.items()}
 
 
 def _column(name: str) -> str:
@@ -106,8 +113,8 @@ def _number(value: Any, where: str, what: str) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise InputError(f"{where} {value!r}: must be {what}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"{where} {value!r:.60}: must be {what}") from None
     if not 0 <= number < float("inf"):
         raise InputError(f"{where} {value!r}: must be {what}, 0 or more")
     return number

@@ -15,6 +15,7 @@ from vqvdm.data.clips import ClipTiming
 from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.sources import Clip
 from vqvdm.metrics.protocol import Draw
+from vqvdm.weights.containers import check_archive, read_torch
 
 SUFFIXES = (".npy", ".npz", ".pt", ".pth")
 _BEYOND = 1e-3  # by which floats may pass their range, as Google's own check allows
@@ -96,11 +97,12 @@ def _read_array(path: Path) -> np.ndarray:
                 raise InputError(f"{path} is an .npz archive by another name; call it .npz")
             return array
         if path.suffix.lower() == ".npz":
+            check_archive(path)
             with np.load(path, allow_pickle=False) as arrays:
                 return _only(dict(arrays), path)
         import torch
 
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = read_torch(path)
         tensors = content if isinstance(content, dict) else {"": content}
         found = {name: value for name, value in tensors.items() if isinstance(value, torch.Tensor)}
         return _only(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from vqvdm.errors import InputError
 from vqvdm.evaluation.report import cell, figure_text, table
 from vqvdm.evaluation.scores import LABELS
 from vqvdm.metrics.protocol import FEW, PRESETS
+from vqvdm.structure import convert, parse_json
 
 Dataset = Literal["ucf101", "sky", "ucf101-reconstruction"]
 _FIGURES = ("is", "fvd", "kvd", "rfvd")
@@ -26,7 +28,7 @@ def read_report(path: Path) -> dict[str, Any]:
         InputError: there is none, or it is something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a report: {error}") from error
     if isinstance(found, dict) and any(isinstance(part, dict) and "metrics" in part for part in found.values()):
@@ -38,6 +40,13 @@ def read_report(path: Path) -> dict[str, Any]:
         complete = False
     if not complete:
         raise InputError(f"{path} is no report of `vqvdm evaluate`: it lacks metrics, protocol or counts")
+    where = {"": str(path)}
+    for name, figure in found["metrics"].items():
+        for key in {"value", "deviation", *figure} & {"value", "deviation", "real"}:
+            figure[key] = convert(float | None, figure.get(key), where, f"metrics.{name}.{key}")
+        figure["value"] = math.nan if figure["value"] is None else figure["value"]  # JSON has no NaN
+    for key, kind in (("protocol", Any), ("counts", int), ("real", Any), ("networks", Any)):
+        convert(dict[str, kind], found.get(key, {}), where, key)
     return found
 
 

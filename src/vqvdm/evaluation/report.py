@@ -113,7 +113,7 @@ def _wanted(figure: Mapping[str, Any]) -> str:
 def figure_text(figure: Mapping[str, Any]) -> str:
     """Value, deviation and what the real clips have."""
     spread = "" if figure["deviation"] is None else f" ± {figure['deviation']:.2g}"
-    real = f" (real {figure['real']:.4g})" if "real" in figure else ""
+    real = f" (real {figure['real']:.4g})" if figure.get("real") is not None else ""
     return f"{figure['value']:.4g}{spread}{real}"
 
 

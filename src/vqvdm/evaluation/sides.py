@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -14,6 +13,7 @@ from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 import vqvdm
@@ -25,6 +25,7 @@ from vqvdm.evaluation.sources import FileVideos, Videos, check_enough, in_8_bits
 from vqvdm.files import write_bytes, write_json
 from vqvdm.metrics.protocol import Draw, Protocol, draw_clips
 from vqvdm.processes import this_process
+from vqvdm.structure import convert, parse_json, structure
 from vqvdm.video import Video, shrunk
 
 SHOWN = 6  # clips of a side in a report's picture
@@ -144,14 +145,15 @@ class StoredReference:
         folder = Path(folder).expanduser()
         path = folder / "reference.json"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            protocol = Protocol(**found["protocol"])
-            kept = cls(folder, protocol, found["networks"], found["about"], found["features"])
+            found = parse_json(path.read_text(encoding="utf-8"))
+            if found["form"] != _FORM:
+                raise InputError("it is of another version")
+            protocol = structure(Protocol, found["protocol"], {})
+            networks = convert(dict[str, str], found["networks"], {}, "networks")
+            about = convert(dict[str, Any], found["about"], {}, "about")
+            return cls(folder, protocol, networks, about, convert(str, found["features"], {}, "features"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} is no stored reference: {reason_of(error)}; write it anew") from error
-        if found.get("form") != _FORM:
-            raise InputError(f"{path} is a stored reference of another version; write it anew")
-        return kept
 
     def check(self, protocol: Protocol, networks: Mapping[str, str]) -> None:
         """Raise `InputError` if its features do not follow from this protocol and these networks."""
@@ -167,7 +169,7 @@ class StoredReference:
                 raise InputError(f"{self.folder} was measured with other weights of {name}; store it anew")
 
     def count(self, repeat: int) -> int:
-        return len(self._tensors()[f"{repeat}.logits"])
+        return len(self._tensor(f"{repeat}.logits"))
 
     def features(self, repeat: int, count: int) -> Features:
         prefix = f"{repeat}."
@@ -176,10 +178,16 @@ class StoredReference:
         }
 
     def shown(self) -> list[Video]:
-        return list(self._tensors()["shown"])
+        return list(self._tensor("shown"))
 
     def description(self) -> dict[str, Any]:
         return dict(self.about)
+
+    def _tensor(self, name: str) -> NDArray:
+        try:
+            return self._tensors()[name]
+        except KeyError:
+            raise InputError(f"{self.folder}/reference.safetensors lacks {name}; store the reference anew") from None
 
     def _tensors(self) -> dict[str, NDArray]:
         return _stored_tensors(self.folder / "reference.safetensors", self.digest)
@@ -193,7 +201,10 @@ def _stored_tensors(path: Path, digest: str) -> dict[str, NDArray]:
         raise InputError(f"{path} cannot be read ({reason_of(error)}); store the reference anew") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise InputError(f"{path} does not belong to the reference.json beside it; store the reference anew")
-    return load(content)
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}); store the reference anew") from error
 
 
 def store_reference(side: DrawnVideos, folder: Path) -> None:

@@ -22,6 +22,8 @@ from vqvdm.ahead import map_ahead
 from vqvdm.data.clips import ClipTiming, describe, restated, square, stretch
 from vqvdm.data.index import build_index
 from vqvdm.data.layouts import Layout, find_videos
+from vqvdm.data.listing import open_video
+from vqvdm.data.remote import is_url
 from vqvdm.data.worlds import WORLDS, ToyDataset
 from vqvdm.decode import VideoError, VideoInfo, read_frames
 from vqvdm.errors import InputError
@@ -93,8 +95,8 @@ def open_videos(
     """The videos at a path.
 
     Args:
-        path: a folder of videos, GIFs or frames in any layout, a manifest, an array file (.npy, .npz, .pt), or a
-            built-in world (toy, toy-clouds).
+        path: a folder of videos, GIFs or frames in any layout, a manifest, the URL of shards, an array file (.npy,
+            .npz, .pt), or a built-in world (toy, toy-clouds).
         layout: of a folder.
         split: of a data set that has splits; of another one all is taken,
         held_out: unless what training sets apart shall count as its test split.
@@ -107,6 +109,8 @@ def open_videos(
     """
     if str(path) in WORLDS:
         return WorldVideos(str(path), "test" if split == "test" else "train", size or 64, timing or ClipTiming(16))
+    if is_url(path):
+        return FileVideos(path, layout, split, size, held_out)
     path = Path(path).expanduser()
     from vqvdm.evaluation.arrays import SUFFIXES, ArrayVideos
 
@@ -129,11 +133,11 @@ class _Video:
 
 
 class FileVideos:
-    """Video files or folders of frames; frames of a folder are in the order of their numbers."""
+    """Video files, also those in shards, or folders of frames, which are in the order of their numbers."""
 
     facts: Mapping[str, Any] = {}
 
-    def __init__(self, path: Path, layout: Layout, split: Split, size: int | None, held_out: bool) -> None:
+    def __init__(self, path: str | Path, layout: Layout, split: Split, size: int | None, held_out: bool) -> None:
         self.name, self.size = str(path), size
         listing = find_videos(path, layout, 0 if split == "all" else 1)
         self.split = split if held_out or not listing.held_out else "all"
@@ -173,7 +177,8 @@ class FileVideos:
         video = self._videos[draw.video]
         numbers, _ = timing.pick(video.times, video.rate, draw.start)
         wanted = [int(number) + video.first for number in numbers]
-        frames = read_frames(self.root / video.path, wanted, video.info, short_side=self.size)
+        with open_video(self.root, video.path) as file:
+            frames = read_frames(file, wanted, video.info, short_side=self.size)
         return Clip(frames if self.size is None else square(frames, self.size))
 
     def label(self, video: int) -> str | None:
@@ -184,6 +189,9 @@ class FileVideos:
         digest = hashlib.sha256(repr(self.size).encode())
         for video in self._videos:
             digest.update(repr((video.path, video.first, len(video.times), video.rate)).encode())
+            if not isinstance(self.root, Path):
+                digest.update(self.root.identity(video.path).encode())
+                continue
             path = self.root / video.path
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
                 digest.update(_ends_of(file))

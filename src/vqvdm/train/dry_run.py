@@ -77,7 +77,7 @@ def dry_run(stage: Stage, dataset: Any, device: torch.device) -> list[str]:
     """
     training = stage.training
     try:
-        work = _work(stage, dataset, device)  # makes the optimiser's state as well
+        work = work_of_update(stage, dataset, device)  # makes the optimiser's state as well
         free = available_memory(device)
         trials = [_trial(stage, 1, dataset, device)]
     except torch.OutOfMemoryError as error:
@@ -156,7 +156,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds"
 
 
-def _work(stage: Stage, dataset: Any, device: torch.device) -> Work:
+def work_of_update(stage: Stage, dataset: Any, device: torch.device) -> Work:
     """By torch's counter, of an update of one clip; its steps are taken once more, to be counted by themselves."""
     step, batches = last_batches(replace(stage.training, batch=1, accumulate=1), dataset, device)
     with FlopCounterMode(display=False) as whole:

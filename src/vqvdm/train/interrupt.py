@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
 # Slurm sends what `--signal` names some time before the limit; others send SIGTERM.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+_REPEATED = 1.0  # seconds within which launchers pass on what a terminal or a job queue has sent to all processes
 
 
 class Interrupt:
-    """Within this block the first of `SIGNALS` only sets `requested`; a second one acts at once, as usual.
+    """Within this block the first of `SIGNALS` only sets `requested`.
 
-    Signals can be caught in the main thread only; in any other thread the block does nothing.
+    A Ctrl-C after more than a second acts at once, as usual. Further signals of other kinds change nothing: whoever is
+    in a hurry sends SIGKILL. Signals can be caught in the main thread only; in any other the block does nothing.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._since = 0.0
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -27,14 +31,13 @@ class Interrupt:
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if not self.requested:
+            self.requested, self._since = True, time.monotonic()
+        elif number == signal.SIGINT and time.monotonic() - self._since > _REPEATED:
+            raise KeyboardInterrupt
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._restore()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -27,7 +27,7 @@ from vqvdm.processes import on_cpu
 from vqvdm.processor import fast_bf16
 from vqvdm.recipe import Recipe, TrainingRecipe
 from vqvdm.runs import best_step, write_curves
-from vqvdm.structure import plain
+from vqvdm.structure import plain, structure
 from vqvdm.train.checkpoint import (
     Checkpoint,
     check_fits,
@@ -95,16 +95,24 @@ def train(
         description: heads the progress bar.
 
     Raises:
-        InputError: `run` cannot be made, another writer is at work in it, a checkpoint of another architecture, a full
-            disk, or NaN twice.
+        InputError: `run` cannot be made, or vanishes; another writer is at work in it; a checkpoint of another
+            architecture; a full disk; or NaN twice.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)  # not before data and models were found to be in order
     except OSError as error:
         raise InputError(f"the run folder {run} cannot be made: {error.strerror}") from error
-    with sole_writer(run) if accelerator.is_main_process else nullcontext():
-        return _train(stage, accelerator, dataset, recipe, run, description)
+    try:
+        with sole_writer(run) if accelerator.is_main_process else nullcontext():
+            return _train(stage, accelerator, dataset, recipe, run, description)
+    except FileNotFoundError as error:
+        if run.exists():
+            raise
+        raise InputError(
+            f"the run folder {run} has vanished while the training was at work: it was deleted, or its drive is gone. "
+            "With the drive back the same command goes on from the last checkpoint there"
+        ) from error
 
 
 def _train(
@@ -170,6 +178,14 @@ def _agreed(interrupt: Interrupt, accelerator: Accelerator, step: int) -> bool:
     return bool(accelerator.reduce(flag, "sum") > 0)
 
 
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's plain values with the defaults of what was not there when it was written."""
+    try:
+        return plain(structure(Recipe, values, {}))
+    except InputError:  # of a version that had what this one has not
+        return values
+
+
 @dataclass
 class _Counters:
     """How far a training is; saved with each checkpoint."""
@@ -203,7 +219,7 @@ class _Session:
             stage.take_first_weights()
         else:
             self._restore(checkpoint)
-            self.changes = differences(checkpoint.state["recipe"], plain(recipe))
+            self.changes = differences(_completed(checkpoint.state["recipe"]), plain(recipe))
         self.progress = Progress(description, self.counters.step, stage.training.steps, quiet=not self.main)
         self.log = Log(run / "log.jsonl", stage.name, self.counters.step, accelerator)
         self.resumed_from = checkpoint

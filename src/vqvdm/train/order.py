@@ -9,6 +9,7 @@ train on exactly the samples that one process with the double batch would.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vqvdm.data.workers import leave_signals_to_parent
+from vqvdm.data.workers import DIED, leave_signals_to_parent, loading
+from vqvdm.errors import InputError, reason_of
+
+logger = logging.getLogger(__name__)
+
+_DEATHS = 3  # of loader processes at one update, after which it is no chance
 
 
 def seed_of(*parts: int | str) -> int:
@@ -141,22 +147,48 @@ def updates(
 ) -> Iterator[list[Batch]]:
     """The micro-batches of each update from `first` to `last - 1`, on the device.
 
+    Loader processes that die, of too little memory or of a file that brings the decoder down, are replaced.
+
     Args:
         dataset: map-style; `dataset[(index, draw)]` is a dict of tensors.
         workers: loader processes; 0 loads in this process.
+
+    Raises:
+        InputError: they died several times at the same update.
     """
-    loader = DataLoader(
-        dataset,
-        batch_sampler=_StepSampler(order, first, last),
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=leave_signals_to_parent,
-    )
-    loaded = iter(loader)
+    step, deaths = first, 0
+    while step < last:
+        loader = DataLoader(
+            dataset,
+            batch_sampler=_StepSampler(order, step, last),
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=leave_signals_to_parent,
+        )
+        try:
+            with loading(loader) as loads:
+                for batches in _grouped(order, loads, step, last, device):
+                    yield batches
+                    step, deaths = step + 1, 0
+        except RuntimeError as error:
+            if not DIED.match(str(error)):
+                raise
+            deaths += 1
+            if deaths > _DEATHS:
+                raise InputError(
+                    f"loader processes died {deaths} times at update {step} ({reason_of(error)}): too little memory "
+                    f"for {workers} of them, or a file that brings the decoder down; data.workers=0 tells which"
+                ) from error
+            logger.warning("update %d: %s; others take their place", step, reason_of(error))
+
+
+def _grouped(
+    order: Order, loads: Iterator[dict[str, Tensor]], first: int, last: int, device: torch.device
+) -> Iterator[list[Batch]]:
     for step in range(first, last):
         micro_batches = []
         for micro in range(order.accumulate):
-            data = {name: value.to(device, non_blocking=True) for name, value in next(loaded).items()}
+            data = {name: value.to(device, non_blocking=True) for name, value in next(loads).items()}
             last_micro = micro == order.accumulate - 1
             micro_batches.append(Batch(data, order.numbers(step, micro), order.seed, order.size, last_micro))
         yield micro_batches

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,9 +13,10 @@ from rich.table import Table
 
 from vqvdm.data.clips import ClipTiming, describe, restated, stretch
 from vqvdm.data.index import Entry, build_index, cache_file
-from vqvdm.data.layouts import find_videos
+from vqvdm.data.layouts import Layout, find_videos
 from vqvdm.data.listing import Listing
 from vqvdm.decode import VideoInfo
+from vqvdm.errors import printable
 
 _SHOWN = 10  # absent files, classes without videos, ...: so many are named, the rest counted
 
@@ -23,7 +24,7 @@ _SHOWN = 10  # absent files, classes without videos, ...: so many are named, the
 def check(
     path: str,
     *,
-    layout: Literal["auto", "ucf101", "frames", "folders", "flat", "manifest"] = "auto",
+    layout: Layout = "auto",
     split: int = 1,
     frames: int = 16,
     fps: float | None = None,
@@ -33,13 +34,13 @@ def check(
     """Report what a folder of videos holds: counts, classes, lengths, frame rates, and every bad file with its reason.
 
     Args:
-        path: a folder in any known layout, or a manifest (.csv, .jsonl).
+        path: a folder in any known layout, a manifest (.csv, .jsonl), or the URL of shards (.../index.json).
         layout: how the folder is laid out; auto finds out.
         split: UCF-101's split list, 1 to 3 (0: every video).
         frames: frames of a clip, to count the videos that are too short.
         fps: frame rate of a clip in frames per second.
         stride: without fps, take every so many-th frame.
-        refresh: decode every file again instead of trusting the cached index.
+        refresh: decode every file again instead of trusting the cached index; compare shards with their checksums.
 
     Returns:
         0, or 1 if there are bad files. Raises InputError if nothing is found.
@@ -79,7 +80,7 @@ def _summary(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -
     if infos:
         stated = {sample.path: sample for sample in listing.samples}
         timed = [
-            (restated(entry.info, stated[path]), (listing.root / path).is_dir() and stated[path].fps is None)
+            (restated(entry.info, stated[path]), _has_no_rate(listing, path) and stated[path].fps is None)
             for path, entry in index.items()
             if entry.info is not None
         ]
@@ -92,11 +93,16 @@ def _summary(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -
     short, readable = _too_short(listing, index, timing)
     rows += [
         ("too short", f"{len(short)} of {readable} for {describe(timing)}"),
-        ("index", str(cache_file(listing.root))),
+        ("index", str(cache_file(listing.root) if isinstance(listing.root, Path) else listing.root)),
     ]
     for name, value in rows:
-        table.add_row(f"[bold]{name}[/bold]", escape(value))
+        table.add_row(f"[bold]{name}[/bold]", _shown(value))
     return table
+
+
+def _has_no_rate(listing: Listing, path: str) -> bool:
+    """Whether the video is a folder of frames."""
+    return isinstance(listing.root, Path) and (listing.root / path).is_dir()
 
 
 def _rate(info: VideoInfo, assumed: bool) -> str:
@@ -148,10 +154,15 @@ def _classes(listing: Listing, index: Mapping[str, Entry]) -> Table:
         counts = [train[name], test[name], *([bad[name]] if bad else [])]
         empty += not any(counts)
         if any(counts):
-            table.add_row(str(number), escape(name), *map(str, counts))
+            table.add_row(str(number), _shown(name), *map(str, counts))
     if empty:
         table.add_row("", f"({empty} more without videos)", "", "")
     return table
+
+
+def _shown(text: str) -> str:
+    """As it is, whatever files and classes are called: no markup, and nothing that a terminal obeys."""
+    return escape(printable(text))
 
 
 def _print_list(console: Console, title: str, lines: Sequence[str], most: int | None = _SHOWN) -> None:
@@ -160,6 +171,6 @@ def _print_list(console: Console, title: str, lines: Sequence[str], most: int | 
         return
     console.print(f"\n[bold]{title}: {len(lines)}[/bold]")
     for line in lines[:most]:
-        console.print("  " + escape(line))
+        console.print("  " + _shown(line))
     if most is not None and len(lines) > most:
         console.print(f"  ... and {len(lines) - most} more")

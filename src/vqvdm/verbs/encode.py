@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 from vqvdm.data import open_dataset
 from vqvdm.errors import InputError
 from vqvdm.latents import StorageType, write_latents
-from vqvdm.loading import load_tokenizer, pick_device
+from vqvdm.loading import load_tokenizer, own_device
 from vqvdm.lock import sole_writer
+from vqvdm.processes import this_process
 from vqvdm.recipe import Recipe, run_folder
 
 
@@ -34,11 +36,15 @@ def main(
     """
     settings = Recipe.load(recipe, overrides)
     folder = encode(settings, run_folder(recipe, settings, run), dtype=dtype, device=device)
-    print(f"latents in {folder}")
+    if this_process().is_main_process:
+        print(f"latents in {folder}")
+    this_process().destroy_process_group()
 
 
 def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device: str = "auto") -> Path:
     """Write `run`/latents from `run`/tokenizer and the recipe's training clips; return the cache's folder.
+
+    Several processes (torchrun) share the shards; each encodes on its own device then.
 
     Raises:
         InputError: the recipe has no tokenizer, the run has none yet, another process writes in the run, or the data
@@ -48,10 +54,12 @@ def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device:
         raise InputError(f"recipe {recipe.name} diffuses pixels (tokenizer: null); it needs no latents")
     if not (run / "tokenizer" / "config.json").is_file():
         raise InputError(f"{run} holds no tokenizer; train one first: vqvdm train tokenizer RECIPE --run {run}")
-    with sole_writer(run):
-        tokenizer = load_tokenizer(run / "tokenizer", device)
+    here, place = this_process(), own_device(device)
+    with sole_writer(run) if here.is_main_process else nullcontext():
+        tokenizer = load_tokenizer(run / "tokenizer", str(place))
         data = recipe.encoded_data()
-        dataset = open_dataset(data, "train")
+        with here.main_process_first():  # one makes the index of a folder, the others find it
+            dataset = open_dataset(data, "train", progress=here.is_main_process)
         return write_latents(
             tokenizer,
             dataset,
@@ -65,5 +73,5 @@ def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device:
             digest=dataset.digest(),
             dtype=dtype,
             workers=recipe.data.workers,
-            device=pick_device(device),
+            device=place,
         )

@@ -28,7 +28,7 @@ from vqvdm.evaluation.sides import DrawnVideos, Side, StoredReference, store_ref
 from vqvdm.evaluation.sources import Videos, open_videos
 from vqvdm.files import check_writable, write_json
 from vqvdm.generation import compile_for, make_orders, usual_batch
-from vqvdm.loading import load_pipeline, load_tokenizer, pick_device, pick_dtype
+from vqvdm.loading import load_pipeline, load_tokenizer, own_device, pick_dtype
 from vqvdm.metrics.c3d import FRAMES as C3D_FRAMES
 from vqvdm.metrics.protocol import Protocol, preset
 from vqvdm.metrics.resize import Convention
@@ -455,9 +455,8 @@ def timing_of(protocol: Protocol) -> ClipTiming:
 
 
 def device_of(options: Options) -> str:
-    """Each of several processes has its own; a single one has what was asked for."""
-    processes = this_process()
-    return str(processes.device if processes.num_processes > 1 else pick_device(options.device))
+    """Where its networks compute."""
+    return str(own_device(options.device))
 
 
 def extractor_of(protocol: Protocol, options: Options) -> Extractor:

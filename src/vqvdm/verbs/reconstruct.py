@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,11 +20,12 @@ from vqvdm.data.layouts import Layout, find_videos
 from vqvdm.data.listing import Sample
 from vqvdm.data.worlds import WORLDS
 from vqvdm.decode import VIDEO_SUFFIXES
-from vqvdm.errors import InputError, check_at_least_one
+from vqvdm.errors import InputError, check_at_least_one, reason_of
 from vqvdm.files import check_writable
 from vqvdm.loading import load_tokenizer
 from vqvdm.metrics.quality import psnr, squared_errors
 from vqvdm.recipe import DataRecipe, Recipe
+from vqvdm.structure import parse_json, structure
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.video import Video, enlarged, grid, to_video, write_sheet, write_video
 
@@ -71,7 +71,7 @@ def main(
         out: folder for the files; made if absent.
         count: clips, spread evenly over the data.
         split: train, test or all; by default test, but all of other clips than the model's own that name no splits.
-        layout: auto, ucf101, frames, folders, flat or manifest.
+        layout: auto, ucf101, frames, folders, flat, manifest or shards.
         frames: frames of a clip.
         size: height and width in pixels.
         fps: frames per second asked for.
@@ -127,8 +127,13 @@ def trained_on(model: Path) -> DataRecipe:
         if (folder / "recipe.yaml").is_file():
             return Recipe.load(folder / "recipe.yaml").data
     if (model / "model_index.json").is_file():
-        config: dict[str, Any] = json.loads((model / "model_index.json").read_text())
-        return DataRecipe(frames=config["num_frames"], size=config["height"], fps=config["fps"])
+        index = model / "model_index.json"
+        try:
+            config = parse_json(index.read_text(encoding="utf-8"))
+            said = {"frames": config["num_frames"], "size": config["height"], "fps": config["fps"]}
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{index} cannot be read ({reason_of(error)})") from error
+        return structure(DataRecipe, said, {"": str(index)})
     return DataRecipe()
 
 

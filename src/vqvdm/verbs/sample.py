@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from accelerate.utils import gather_object
 
 from vqvdm import models
 from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
-from vqvdm.generation import compile_for, generate, make_orders, usual_batch
-from vqvdm.loading import load_pipeline, pick_device, pick_dtype
+from vqvdm.generation import Order, compile_for, generate, make_orders, usual_batch
+from vqvdm.loading import load_pipeline, own_device, pick_dtype
+from vqvdm.processes import this_process
 from vqvdm.request import Request, prepare, provenance, strange_rate
 from vqvdm.video import Video, enlarged, write_sheet, write_video
 
@@ -49,7 +52,8 @@ def main(
 ) -> None:
     """Generate videos: one file each, and a sheet of all.
 
-    The same seed gives the same files; a video depends on the seed, its class and its number alone.
+    The same seed gives the same files; a video depends on the seed, its class and its number alone. Several processes
+    (torchrun) share the videos.
 
     Args:
         model: a pipeline folder, a run folder, a name on the hub (owner/name), or the model that comes with the
@@ -82,7 +86,8 @@ def main(
     """
     check_at_least_one(count=count, batch=batch, scale=scale, length=length, overlap=overlap, frames=frames)
     check_writable(out)
-    pipeline = load_pipeline(model, device, pick_dtype(dtype, pick_device(device)))
+    here, place = this_process(), own_device(device)
+    pipeline = load_pipeline(model, str(place), pick_dtype(dtype, place))
     if scheduler is not None:
         pipeline.scheduler = pipeline.objective.make_scheduler(scheduler)
     if tiled:
@@ -90,7 +95,8 @@ def main(
             raise InputError("--tiled is for decoding, but this model makes pixels without a tokenizer; leave it out")
         pipeline.tokenizer.enable_tiling()
     orders = make_orders(pipeline, classes, count, seed)
-    compile_for(pipeline, len(orders), steps or pipeline.config["num_inference_steps"])
+    own = orders[here.process_index :: here.num_processes]
+    compile_for(pipeline, len(own), steps or pipeline.config["num_inference_steps"])
     request = Request(
         fps=fps,
         frames=frames,
@@ -111,14 +117,27 @@ def main(
     if doubt := strange_rate(pipeline, fps):
         logger.warning("--fps %g: %s", fps, doubt)
     facts = provenance(pipeline, model, request)
-    shown: list[Video] = []
-    for order, made, rate in generate(pipeline, orders, batch or usual_batch(pipeline.device), arguments, call):
+    shown: dict[str, Video] = {}
+    rows = {order.file for order in orders[:_SHEET_ROWS]}
+    for order, made, rate in generate(pipeline, own, batch or usual_batch(pipeline.device), arguments, call):
         metadata = {**facts, "seed": order.seed, "class": order.name, "fps": rate}
         shown_as = enlarged(made, scale * made.shape[1])
         write_video(out / f"{order.file}.{format}", shown_as, rate, metadata)
-        shown += [made] if len(shown) < _SHEET_ROWS else []
+        if order.file in rows:
+            shown[order.file] = made
+    if here.num_processes > 1:
+        shown = dict(pair for part in gather_object([shown]) for pair in part.items())
+    if here.is_main_process:
+        _finish(out, orders, shown, {**facts, "seed": seed}, before, format)
+    here.destroy_process_group()
+
+
+def _finish(
+    out: Path, orders: list[Order], shown: dict[str, Video], facts: dict[str, Any], before: set[str], format: str
+) -> None:
+    """Write the sheet and say what there is; `before` are the videos that were there already."""
     labels = [order.file for order in orders[:_SHEET_ROWS]]
-    write_sheet(out / "sheet.png", shown, labels, metadata={**facts, "seed": seed})
+    write_sheet(out / "sheet.png", [shown[label] for label in labels], labels, metadata=facts)
     videos = "1 video" if len(orders) == 1 else f"{len(orders)} videos"
     print(f"{videos} and sheet.png in {out}")
     if older := len(before - {f"{order.file}.{format}" for order in orders}):

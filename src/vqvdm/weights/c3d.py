@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vqvdm.errors import InputError
@@ -20,9 +19,10 @@ def load_c3d() -> C3D:
     """C3D with the weights that were imported.
 
     Raises:
-        InputError: they were never imported.
+        InputError: they were never imported, or the file is damaged.
     """
-    return C3D(load_file(weights_file("c3d")))
+    file = weights_file("c3d")
+    return C3D(convert_c3d(read_tensors(file), file))
 
 
 def convert_c3d(found: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:

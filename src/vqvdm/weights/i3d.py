@@ -15,11 +15,11 @@ from pathlib import Path
 
 import google_crc32c
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vqvdm.errors import InputError
 from vqvdm.metrics.i3d import I3D, LOGITS, shapes, units
+from vqvdm.weights.containers import read_tensors
 from vqvdm.weights.folder import weights_file
 
 # Git's blob hash of files that are known for what they are not.
@@ -51,7 +51,7 @@ def load_i3d(epsilon: float = 1e-3, path: Path | None = None) -> I3D:
         InputError: they are not there, or the file holds others.
     """
     file = weights_file("i3d") if path is None else path
-    tensors = load_file(file)
+    tensors = read_tensors(file)
     check_i3d(tensors, file)
     return I3D(tensors, epsilon)
 

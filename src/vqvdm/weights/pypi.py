@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import tarfile
@@ -17,6 +16,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from vqvdm.errors import InputError
+from vqvdm.structure import parse_json
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60  # seconds without an answer
@@ -57,7 +57,7 @@ def fetch(package: SourcePackage) -> bytes:
     try:
         address = _address(page, package.file)
         data = _download(address, package.file)
-    except (URLError, OSError, ValueError) as error:
+    except (URLError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # the last three: its page
         if isinstance(error, InputError):
             raise
         raise InputError(f"{package.file} cannot be fetched from {index}: {error}") from error
@@ -81,7 +81,7 @@ def _address(page: str, file: str) -> str:
     with urlopen(Request(page, headers={"Accept": forms}), timeout=_TIMEOUT) as answer:
         kind, body = answer.headers.get_content_type(), answer.read().decode()
     if kind.endswith("json"):
-        links = {entry["filename"]: entry["url"] for entry in json.loads(body)["files"]}
+        links = {entry["filename"]: entry["url"] for entry in parse_json(body)["files"]}
     else:
         links = {re.sub(r"[?#].*", "", link).rpartition("/")[2]: link for link in _links(body)}
     if file not in links:
