@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 # One thread a process: several test workers, and results that do not depend on the number of cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-slow test-lora fuzz site lint format clean weights
+.PHONY: help demo test test-slow test-lora chaos fuzz load site lint format clean weights
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,8 @@ help:
 	@echo "make test       the quick tests         make test-slow  the others"
 	@echo "make lint       style, types, imports   make format     mend the style"
 	@echo "make fuzz       every parser for MINUTES=30 each, with atheris"
+	@echo "make chaos      kill trainings and encodings KILLS=200 times each, and compare what they end with"
+	@echo "make load       50 users of the page at once for MINUTES=60"
 	@echo "make site       the documents as a site, in site/"
 	@echo "make clean      remove the virtual environment"
 
@@ -43,6 +45,15 @@ test-lora: $(STAMP)
 MINUTES ?= 30
 fuzz: $(STAMP)
 	$(BIN)/python scripts/fuzz.py all --minutes $(MINUTES)
+
+KILLS ?= 200
+chaos: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/chaos.py --kills $(KILLS)
+
+# Fifty users of the page at once: nothing is mixed up, and nothing stays behind.
+load: MINUTES = 60
+load: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/load.py --minutes $(MINUTES)
 
 # In an environment of its own: the site is made from the sources' text, and its tools ask for other versions than ours.
 site:

@@ -17,6 +17,7 @@ import importlib.util
 import os
 import random
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 _INSTRUMENTED = ["vqvdm", "yaml", "pickle", "zipfile", "csv"]
 _LONGEST = 8192  # bytes of an input
+_GRACE = 300.0  # seconds by which a worker may end later than asked
 _MEMORY_MB = 8192  # of the whole process, beyond which libFuzzer ends it
 _HEAD = "| parser | what is tried | minutes | executions | edges | findings |\n|---|---|---|---|---|---|"
 
@@ -91,7 +93,7 @@ def fuzz(parser: Any, corpus: Path, seconds: float) -> tuple[int, int]:
         worker = os.fork()
         if worker == 0:
             work(parser, corpus, left)
-        status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+        status = ended(worker, left + _GRACE)
         said = log.read_text(encoding="utf-8", errors="replace")
         told = re.findall(r"^#(\d+)\s.*?cov: (\d+)", said, re.MULTILINE)
         done = re.search(r"number_of_executed_units: (\d+)", said)
@@ -104,8 +106,19 @@ def fuzz(parser: Any, corpus: Path, seconds: float) -> tuple[int, int]:
                 keep(findings, artifact.read_bytes(), words)
                 artifact.unlink()
             if not lost:  # it never began, or was stopped from outside
-                sys.exit(words)
+                keep(findings, b"", words)
+                break
     return executions, edges
+
+
+def ended(worker: int, seconds: float) -> int:
+    """The status with which it ends, or is ended after so long: what brings it down may also keep it from ending."""
+    end = time.monotonic() + seconds
+    while not (found := os.waitpid(worker, os.WNOHANG))[0]:
+        if time.monotonic() > end:
+            os.kill(worker, signal.SIGKILL)
+        time.sleep(0.2)
+    return os.waitstatus_to_exitcode(found[1])
 
 
 def keep(folder: Path, content: bytes, words: str | None = None) -> None:

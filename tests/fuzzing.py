@@ -25,6 +25,7 @@ from typing import Any
 import yaml
 
 from vqvdm.errors import InputError
+from vqvdm.recipe_io import _parse as bounded_yaml
 
 SECONDS = 10.0  # of the processor, for one input
 MEMORY = 2**30  # bytes that one input may take
@@ -153,14 +154,21 @@ def mutated(parser: Parser, data: bytes, rng: random.Random, bytewise: Callable[
     try:
         lines = data.decode().splitlines() if parser.form == "lines" else [data.decode()]
         number = rng.randrange(len(lines))
-        tree = yaml.safe_load(lines[number]) if parser.form == "yaml" else json.loads(lines[number])
+        tree = bounded_yaml(lines[number]) if parser.form == "yaml" else json.loads(lines[number])
         for _ in range(rng.randint(1, 3)):
             tree = _changed(tree, rng)
         lines[number] = yaml.safe_dump(tree, sort_keys=False) if parser.form == "yaml" else json.dumps(tree)
         if rng.random() < 0.02:
             lines[number] = "[" * 100_000
         return "\n".join(lines).encode(errors="surrogatepass")
-    except (ValueError, RecursionError, yaml.YAMLError, AttributeError, TypeError):  # it is of that form no longer
+    except (
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        yaml.YAMLError,
+    ):  # of that form no longer
         return bytewise(data)
 
 

@@ -122,8 +122,10 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             _check_sums(path)
             state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if not isinstance(state, dict) or not {"step", "architecture"} <= set(state):
-                raise ValueError("state.json lacks step or architecture")
+            if not isinstance(state, dict) or state.get("step") != step:
+                raise ValueError(f"state.json does not state step {step}")
+            if not isinstance(state.get("architecture"), dict) or not isinstance(state.get("recipe", {}), dict):
+                raise ValueError("state.json lacks architecture or recipe")
             return Checkpoint(path, state, tuple(damaged))
         except (OSError, ValueError, RecursionError) as error:
             damaged.append(f"{path} is damaged ({reason_of(error)})")
