@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 import vqvdm.models
-from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.files import whole_folder
+from vqvdm.loading import load_pipeline, load_tokenizer
 
 LARGEST = 12_000_000  # bytes of weights
 

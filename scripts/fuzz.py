@@ -90,10 +90,12 @@ def fuzz(parser: Any, corpus: Path, seconds: float) -> tuple[int, int]:
             keep(inputs, content)
     executions, edges, end = 0, 0, time.monotonic() + seconds
     while (left := end - time.monotonic()) > 1:
-        worker = os.fork()
-        if worker == 0:
-            work(parser, corpus, left)
-        status = ended(worker, left + _GRACE)
+        memory = Path("/dev/shm")
+        with tempfile.TemporaryDirectory(prefix="fuzz-", dir=memory if memory.is_dir() else None) as sandbox:
+            worker = os.fork()
+            if worker == 0:
+                work(parser, corpus, Path(sandbox), left)
+            status = ended(worker, left + _GRACE)
         said = log.read_text(encoding="utf-8", errors="replace")
         told = re.findall(r"^#(\d+)\s.*?cov: (\d+)", said, re.MULTILINE)
         done = re.search(r"number_of_executed_units: (\d+)", said)
@@ -132,7 +134,7 @@ def keep(folder: Path, content: bytes, words: str | None = None) -> None:
     path.write_bytes(content)
 
 
-def work(parser: Any, corpus: Path, seconds: float) -> None:
+def work(parser: Any, corpus: Path, sandbox: Path, seconds: float) -> None:
     """Fuzz in this process until the time is over; libFuzzer then ends it."""
     import atheris
 
@@ -141,12 +143,10 @@ def work(parser: Any, corpus: Path, seconds: float) -> None:
     log = os.open(corpus / "last.log", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(log, stream)
-    memory = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None))
 
     def one(data: bytes) -> None:
         try:
-            watched(parser, data, folder)
+            watched(parser, data, sandbox)
         except Finding as finding:
             keep(corpus / "findings", data, str(finding))
 

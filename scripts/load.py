@@ -49,6 +49,7 @@ from vqvdm.generation import video_seed
 from vqvdm.video import write_video
 
 RATES = (4, 8, 12, 16)
+ENOUGH = 500  # clips, before which the page is not warm: it remembers its last 200 visitors
 DEADLINE = 300.0  # seconds without an answer after which a request hangs
 RECHECKED = 10  # requests that are asked again, alone, when all is over
 # What is no leak: temporary files, MiB, of which the page keeps so many; files and threads more than at the start.
@@ -445,7 +446,7 @@ def load(asked: Namespace, address: str, tally: Tally, uploads: dict[str, bytes]
 
 
 def report(tally: Tally, took: float, looks: Sequence[Look], growth: float) -> tuple[dict[str, str], list[str]]:
-    """What came of it in words, and what leaks; of memory, once a quarter of all clips has warmed it up."""
+    """What came of it in words, and what leaks; of memory, once half of all clips have warmed it up."""
     counts = tally.counts
     words = {"requests": "requests", "answered, and right": "served", "told that it is busy": "busy"}
     words |= {"went away or cancelled": "left", "mixed up": "mixed up", "failed": "failed", "hung": "hung"}
@@ -455,7 +456,7 @@ def report(tally: Tally, took: float, looks: Sequence[Look], growth: float) -> t
     words["clips, and a second"] = f"{counts['clips']:,}, {counts['clips'] / took:.2f}"
     if not looks:
         return words, []
-    after = [look for look in looks if look.clips >= looks[-1].clips / 4]
+    after = [look for look in looks if look.clips >= looks[-1].clips / 2]
     first, warm, last = looks[0], after[0], looks[-1]
     clips, memory = [look.clips for look in after], [look.memory for look in after]
     slope = 1000 * float(np.polyfit(clips, memory, 1)[0]) if len(set(clips)) > 2 else 0.0
@@ -464,7 +465,7 @@ def report(tally: Tally, took: float, looks: Sequence[Look], growth: float) -> t
     words["open files at the start, at the end"] = f"{first.files}, {last.files}"
     words["threads at the start, at the end"] = f"{first.threads}, {last.threads}"
     words["temporary files at the end, and MiB"] = f"{last.left:,}, {last.bytes / 2**20:.0f}"
-    grown = {"memory": slope, "temporary files": last.bytes / 2**20}
+    grown = {"memory": slope if last.clips >= ENOUGH else 0.0, "temporary files": last.bytes / 2**20}
     grown |= {"open files": last.files - first.files, "threads": last.threads - first.threads}
     return words, [name for name, bound in (MOST | {"memory": growth}).items() if grown[name] > bound]
 

@@ -172,7 +172,8 @@ def stage_table(name: str, need: Need, training: Any, cluster: Cluster, counts: 
     head = ["GPUs", "update", "summing up", "efficiency", "clips a second", "hours", "cost", "80% from clips a GPU"]
     return (
         f"**{name}**: {need.clip / 1e9:.3g} GFLOP a clip, {need.update / 1e9:.3g} an update, "
-        f"{need.reduced / 1e6:.1f} MB to sum up; {clips} clips a GPU and update, {total / 1e6:.3g} million clips in all\n\n{table(head, rows)}"
+        f"{need.reduced / 1e6:.1f} MB to sum up; "
+        f"{clips} clips a GPU and update, {total / 1e6:.3g} million clips in all\n\n{table(head, rows)}"
     )
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny_training import ADVERSARIAL, TinyClips, tiny_recipe
 from vqvdm import cli
 from vqvdm.errors import InputError
-from vqvdm.train.dry_run import Trial, Work, work_of_update, dry_run, duration, largest_batch, report
+from vqvdm.train.dry_run import Trial, Work, dry_run, duration, largest_batch, report, work_of_update
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.tokenizer import TokenizerStage
 

@@ -23,6 +23,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 _MOST = 50_000  # characters of a recipe, what its aliases repeat counted each time
 _DEEPEST = 30  # tables and lists within each other
+_TOO_DEEP = f"more than {_DEEPEST} tables or lists within each other"
 
 Values = dict[str, Any]
 
@@ -103,8 +104,13 @@ class _Loader(yaml.SafeLoader):
         if measured[0] > _MOST:
             raise _problem(node, f"more than {_MOST:,} characters, aliases written out; no recipe is so long")
         if measured[1] > _DEEPEST:
-            raise _problem(node, f"more than {_DEEPEST} tables or lists within each other")
+            raise _problem(node, _TOO_DEEP)
         return measured
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        if self.flow_level > _DEEPEST:  # already here, as the scanner takes the longer the deeper it is
+            raise yaml.scanner.ScannerError(None, None, _TOO_DEEP, self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.util
 from pathlib import Path
 from typing import Literal
@@ -37,6 +39,7 @@ def main(
         raise InputError("the page needs gradio; install it with: pip install 'vqvdm[app]'")
     if port is not None and not 0 <= port <= 65535:
         raise InputError(f"--port must be from 0 to 65535, not {port}")
+    few_arenas()
     from vqvdm.app.gallery import Gallery
     from vqvdm.app.server import Server
     from vqvdm.app.studio import Studio
@@ -47,3 +50,13 @@ def main(
     with Gallery() as gallery, Server(Studio(pipeline, model_name(model), gallery), runs, host, port) as server:
         print(f"vqvdm app: {server.address}  (Ctrl-C ends it)", flush=True)
         server.run()
+
+
+def few_arenas(most: int = 2) -> None:
+    """Let this process's threads share so many of glibc's arenas; elsewhere nothing happens.
+
+    Else each of gradio's threads comes to have its own, which keeps what a video once needed: a hundred MiB per
+    thousand videos, for a long time. Only one of them has much to do at a time, so none waits for another.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # no glibc; Windows
+        ctypes.CDLL(None).mallopt(-8, most)  # M_ARENA_MAX, as MALLOC_ARENA_MAX in the environment
