@@ -147,7 +147,7 @@ def flip_last_bit(path: Path) -> None:
 DAMAGES = {
     "model.safetensors is not what was written": lambda folder: flip_last_bit(folder / "model.safetensors"),
     "state.json is not what was written": lambda folder: (folder / "state.json").write_text("{}"),
-    "No such file or directory": lambda folder: (folder / "model.safetensors").unlink(),
+    "model.safetensors is not there": lambda folder: (folder / "model.safetensors").unlink(),
     "SHA256SUMS names '../model.safetensors'": lambda folder: (folder / SUMS).write_text("0  ../model.safetensors\n"),
     "'utf-8' codec can't decode": lambda folder: (folder / SUMS).write_bytes(b"\xff"),
 }

@@ -194,10 +194,10 @@ def test_a_stored_reference_of_something_else_is_refused(tmp_path):
         StoredReference.open(tmp_path / "kept").shown()
     about = json.loads((tmp_path / "kept" / "reference.json").read_text())
     (tmp_path / "kept" / "reference.json").write_text(json.dumps({**about, "form": 0}))
-    with pytest.raises(InputError, match="is a stored reference of another version"):
+    with pytest.raises(InputError, match="is no stored reference: it is of another version"):
         StoredReference.open(tmp_path / "kept")
     (tmp_path / "kept" / "reference.json").write_text("{}")
-    with pytest.raises(InputError, match="is no stored reference: 'protocol'"):
+    with pytest.raises(InputError, match="is no stored reference: 'form'"):
         StoredReference.open(tmp_path / "kept")
 
 

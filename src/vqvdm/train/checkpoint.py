@@ -155,6 +155,8 @@ def _check_sums(folder: Path) -> None:
         digest, _, name = line.partition("  ")
         if Path(name).name != name:
             raise ValueError(f"{SUMS} names {name!r}")
+        if not (folder / name).is_file():
+            raise ValueError(f"{name} is not there")
         if sha256_of(folder / name) != digest:
             raise ValueError(f"{name} is not what was written")
 
