@@ -73,17 +73,14 @@ class Wish:
 
 
 class Page:
-    """The page's own protocol, as one visitor.
-
-    Args:
-        address: of the page.
-        frames: of a video.
-    """
+    """The page's own protocol at an address, as one visitor who asks for videos of so many frames."""
 
     def __init__(self, address: str, frames: int) -> None:
         self.address, self.frames = address, frames
         self.api = f"{address}/gradio_api"
-        self.http = httpx.Client(timeout=httpx.Timeout(60.0, read=DEADLINE))
+        # Dropped before the server does it, after five idle seconds, in the moment of a request.
+        limits = httpx.Limits(keepalive_expiry=2.0)
+        self.http = httpx.Client(timeout=httpx.Timeout(60.0, read=DEADLINE), limits=limits)
         config = self.http.get(f"{address}/config").json()
         parts = {part["id"]: part["props"] for part in config["components"]}
         buttons = {part["elem_id"]: number for number, part in parts.items() if part.get("elem_id")}
