@@ -97,6 +97,9 @@ def main() -> int:
     parser.add_argument("--only", choices=("tokenizer", "latents", "denoiser"))
     asked = parser.parse_args()
     torch.set_num_threads(1)  # and no thread before the forks
+    own = asked.folder / "recipe.yaml"
+    if asked.folder.exists() and not (own.is_file() and "name: chaos" in own.read_text(encoding="utf-8")):
+        parser.error(f"{asked.folder} holds something else, and would be deleted; name another folder")
     shutil.rmtree(asked.folder, ignore_errors=True)
     write_text(asked.folder / "recipe.yaml", RECIPE)
     recipe = Recipe.load(asked.folder / "recipe.yaml")

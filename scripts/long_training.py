@@ -48,6 +48,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/long"), help="made anew")
     parser.add_argument("--bound", type=float, default=20.0, help="megabytes in ten thousand updates")
     asked = parser.parse_args()
+    own = asked.folder / "recipe.yaml"
+    if asked.folder.exists() and not (own.is_file() and "name: chaos" in own.read_text(encoding="utf-8")):
+        parser.error(f"{asked.folder} holds something else, and would be deleted; name another folder")
     shutil.rmtree(asked.folder, ignore_errors=True)
     write_text(asked.folder / "recipe.yaml", RECIPE)
     changes = ["data.workers=1"]

@@ -72,8 +72,8 @@ class Cluster:
 
     def step(self, need: Need, clips: float, count: int) -> float:
         """Seconds of an update with so many clips a GPU."""
-        computing = self.computing(need, clips)
-        return computing + max(self.all_reduce(need.reduced, count) - BACKWARD * computing, 0.0)
+        beside = BACKWARD * clips * need.clip / self.flops  # the optimiser comes after the sum
+        return self.computing(need, clips) + max(self.all_reduce(need.reduced, count) - beside, 0.0)
 
     def efficiency(self, need: Need, clips: float, count: int) -> float:
         """Share of its time in which a GPU computes what one alone would have to for its clips."""

@@ -148,7 +148,9 @@ DAMAGES = {
     "model.safetensors is not what was written": lambda folder: flip_last_bit(folder / "model.safetensors"),
     "state.json is not what was written": lambda folder: (folder / "state.json").write_text("{}"),
     "model.safetensors is not there": lambda folder: (folder / "model.safetensors").unlink(),
-    "SHA256SUMS names '../model.safetensors'": lambda folder: (folder / SUMS).write_text("0  ../model.safetensors\n"),
+    "SHA256SUMS names '../model.safetensors'": lambda folder: (folder / SUMS).write_text(
+        "0  ../model.safetensors\n0  state.json\n"
+    ),
     "'utf-8' codec can't decode": lambda folder: (folder / SUMS).write_bytes(b"\xff"),
 }
 
@@ -164,6 +166,25 @@ def test_of_a_damaged_checkpoint_the_one_before_is_taken(tmp_path: Path, reason:
     DAMAGES[reason](first)
     with pytest.raises(InputError, match=f"no checkpoint in {tmp_path} can be read: .*00000002.*00000001"):
         latest_checkpoint(tmp_path)
+
+
+def test_a_drive_that_fails_for_a_moment_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the one before would be taken, and the newer ones deleted as what could not be resumed from."""
+    write(tmp_path, 1), write(tmp_path, 2)
+
+    def stale(path: Path) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(module, "sha256_of", stale)
+    with pytest.raises(InputError, match="step-00000002 cannot be read: Stale file handle; try again"):
+        latest_checkpoint(tmp_path)
+
+
+def test_empty_sums_are_no_sums(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    (write(tmp_path, 2) / SUMS).write_text("")
+    found = latest_checkpoint(tmp_path)
+    assert found is not None and found.step == 1 and "lacks state.json" in found.damaged[0]
 
 
 def test_checkpoints_from_before_there_were_sums_are_read(tmp_path: Path) -> None:

@@ -98,7 +98,10 @@ class Mistaken(torch.utils.data.Dataset):
     def __len__(self):
         return 7
     def __getitem__(self, key):
-        raise InputError("clips/a.mp4: gone")
+        try:
+            raise KeyError("x" * 5000)  # a long traceback, as those of a network are
+        except KeyError as error:
+            raise InputError("clips/a.mp4: gone") from error
 
 try:
     list(updates(Order(seed=1, length=7, batch=2), Mistaken(), 0, 6, 2, torch.device("cpu")))

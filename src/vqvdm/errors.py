@@ -19,7 +19,9 @@ class InputError(ValueError):
 
     def __init__(self, message: object) -> None:
         text = printable(str(message))
-        super().__init__(text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "...")
+        # torch makes one of the whole traceback of a loader process, at whose end is the message.
+        cut = f"...{text[3 - _LONGEST :]}" if text.startswith("Caught ") else f"{text[: _LONGEST - 3]}..."
+        super().__init__(text if len(text) <= _LONGEST else cut)
 
 
 def printable(text: str) -> str:

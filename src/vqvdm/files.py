@@ -74,6 +74,7 @@ def whole_folder(target: Path, needed: int = 0) -> Iterator[Path]:
     Raises:
         InputError: the disk has no room; names the folder, the bytes needed and free.
     """
+    target = target.absolute()  # "." has no name
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -243,7 +244,8 @@ def _write(
         quiet = not (progress and here.is_main_process)
         with tqdm(total=sum(map(len, shards)), desc=what, unit="clip", disable=quiet) as bar:
             sums = _write_shards(folder, plan, todo, make(batches), _DTYPES[index["dtype"]], bar)
-    here.wait_for_everyone()
+    if here.num_processes > 1:
+        sums = dict(pair for part in gather_object([sums]) for pair in part.items())
     if here.is_main_process:
         names = [shard_name(shard) for shard in range(plan.shards)]
         sums = {name: sums.get(name) or sha256_of(folder / name) for name in names}
@@ -480,7 +482,7 @@ class LatentCache(Dataset):
         if shard not in self._mapped:
             path = self.folder / shard_name(shard)
             wanted = self._sums.get(path.name)
-            if wanted is not None and sha256_of(path) != wanted:
+            if wanted is not None and this_process().is_main_process and sha256_of(path) != wanted:
                 raise InputError(f"{path} is damaged (not what was written); run `vqvdm encode` again")
             with safe_open(path, "pt") as file:
                 self._mapped[shard] = {name: file.get_tensor(name) for name in self._grids}

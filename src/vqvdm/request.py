@@ -64,7 +64,9 @@ def strange_rate(pipeline: VQVDMPipeline, fps: float | None) -> str | None:
     """What to say of a frame rate far from all that the model was trained with; None if there is nothing to say."""
     about = pipeline.config["about"]
     slowest, fastest = about.get("slowest_fps"), about.get("fastest_fps")
-    if fps is None or slowest is None or fastest is None or slowest / _FAR <= fps <= fastest * _FAR:
+    if fps is None or not (isinstance(slowest, int | float) and isinstance(fastest, int | float)):
+        return None
+    if slowest / _FAR <= fps <= fastest * _FAR:
         return None
     seen = f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
     return (

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from vqvdm.errors import InputError, reason_of
 from vqvdm.files import sha256_of, whole_folder
+from vqvdm.structure import parse_json
 
 Tensors = dict[str, Tensor]
 SUMS = "SHA256SUMS"
@@ -114,27 +115,42 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose files are what was written; None if there are none at all.
 
     Raises:
-        InputError: there are some, and all are damaged.
+        InputError: there are some, and all are damaged; or one cannot be read just now.
     """
     damaged: list[str] = []
     for step in reversed(steps_in(folder)):
         path = _folder_of(folder, step)
         try:
             _check_sums(path)
-            state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-            if not isinstance(state, dict) or state.get("step") != step:
-                raise ValueError(f"state.json does not state step {step}")
-            if not isinstance(state.get("architecture"), dict) or not isinstance(state.get("recipe", {}), dict):
-                raise ValueError("state.json lacks architecture or recipe")
-            return Checkpoint(path, state, tuple(damaged))
-        except (OSError, ValueError, RecursionError) as error:
+            return replace(read_checkpoint(folder, step), damaged=tuple(damaged))
+        except ValueError as error:  # a drive that fails for a moment is no damage: what was trained would be lost
             damaged.append(f"{path} is damaged ({reason_of(error)})")
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}; try again when it can") from error
     if damaged:
         raise InputError(
             f"no checkpoint in {folder} can be read: {'; '.join(damaged)}. Delete the folder to start anew, or put "
             "back a copy of it"
         )
     return None
+
+
+def read_checkpoint(folder: Path, step: int) -> Checkpoint:
+    """That of one update, whose files are not compared with their sums.
+
+    Raises:
+        ValueError: its state.json is damaged.
+        OSError: it cannot be read.
+    """
+    path = _folder_of(folder, step)
+    if not (path / "state.json").is_file():
+        raise ValueError("state.json is not there")
+    state = parse_json((path / "state.json").read_bytes())
+    if not isinstance(state, dict) or state.get("step") != step:
+        raise ValueError(f"state.json does not state step {step}")
+    if not isinstance(state.get("architecture"), dict) or not isinstance(state.get("recipe", {}), dict):
+        raise ValueError("state.json lacks architecture or recipe")
+    return Checkpoint(path, state)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -148,10 +164,13 @@ def _folder_of(folder: Path, step: int) -> Path:
 
 
 def _check_sums(folder: Path) -> None:
-    """Raise ValueError for a file that is not what was written, OSError for one that is not there or not readable."""
+    """Raise ValueError for a file that is not what was written or not there, OSError for one that cannot be read."""
     if not (folder / SUMS).exists():  # written before there were sums
         return
-    for line in (folder / SUMS).read_text(encoding="utf-8").splitlines():
+    listed = (folder / SUMS).read_text(encoding="utf-8")
+    if "  state.json\n" not in listed:
+        raise ValueError(f"{SUMS} lacks state.json")
+    for line in listed.splitlines():
         digest, _, name = line.partition("  ")
         if Path(name).name != name:
             raise ValueError(f"{SUMS} names {name!r}")

@@ -205,7 +205,8 @@ class DenoiserStage:
         self.workers = recipe.data.workers if tokenizer is None else 0  # a cache is read faster than a worker answers
         self.field = "clip" if tokenizer is None else "latents"
         self.tokenizer = None if tokenizer is None else tokenizer.to(accelerator.device)
-        rates = sorted(float(dataset[index]["fps"]) for index in range(min(len(dataset), 64)))
+        known = dataset.fps.tolist() if isinstance(dataset, LatentCache) else None  # of clips, a few have to do
+        rates = sorted(known or [float(dataset[index]["fps"]) for index in range(min(len(dataset), 64))])
         self.fps, self.rates = float(np.median(rates)), (rates[0], rates[-1])
         self.objective = Objective(**asdict(recipe.denoiser.diffusion))
 

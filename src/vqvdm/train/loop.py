@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset
@@ -35,6 +35,7 @@ from vqvdm.train.checkpoint import (
     latest_checkpoint,
     load_optimizer,
     optimizer_tensors,
+    read_checkpoint,
     steps_in,
     write_checkpoint,
 )
@@ -136,6 +137,7 @@ def _train(
             if saving:
                 session.save()
             if stopping:
+                accelerator.wait_for_everyone()  # launchers end all of them when the first one is gone
                 session.progress.say(f"stopped at update {step}; run the same command again to go on from there")
                 raise KeyboardInterrupt
             if sampling:
@@ -214,12 +216,12 @@ class _Session:
         self.counters = _Counters()
         self.meter, self.rolled_back = Meter(), False
         self.changes: list[str] = []  # of the recipe since the checkpoint
-        checkpoint = latest_checkpoint(self.folder)
+        checkpoint = self._newest()
         if checkpoint is None:
             stage.take_first_weights()
         else:
             self._restore(checkpoint)
-            self.changes = differences(_completed(checkpoint.state["recipe"]), plain(recipe))
+            self.changes = differences(_completed(checkpoint.state.get("recipe", {})), plain(recipe))
         self.progress = Progress(description, self.counters.step, stage.training.steps, quiet=not self.main)
         self.log = Log(run / "log.jsonl", stage.name, self.counters.step, accelerator)
         self.resumed_from = checkpoint
@@ -340,7 +342,7 @@ class _Session:
     def roll_back(self) -> None:
         """After NaN: once, return to the last checkpoint and go on with another order and other noise."""
         step, reason = self.counters.step, "the loss or its gradient is not finite (NaN)"
-        checkpoint = latest_checkpoint(self.folder)
+        checkpoint = self._newest()
         if self.rolled_back or checkpoint is None:
             raise InputError(
                 f"stopped at update {step}: {reason} again, after one return to the last checkpoint, which is kept in "
@@ -364,6 +366,14 @@ class _Session:
         for tracker in self.accelerator.trackers:
             tracker.finish()
         self.progress.close()
+
+    def _newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint. One process looks for it: what passes for damaged in one may not in another."""
+        found = latest_checkpoint(self.folder) if self.main else None
+        if self.accelerator.num_processes == 1:
+            return found
+        (step,) = broadcast_object_list([None if found is None else found.step])
+        return found if self.main or step is None else read_checkpoint(self.folder, step)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         check_fits(checkpoint, self.stage.architecture, self.stage.defaults)

@@ -114,7 +114,7 @@ def main(
     before = {path.name for path in out.glob("*") if path.suffix in {f".{name}" for name in get_args(Format)}}
     before -= {"sheet.png"}
     call, arguments = prepare(pipeline, request)
-    if doubt := strange_rate(pipeline, fps):
+    if here.is_main_process and (doubt := strange_rate(pipeline, fps)):
         logger.warning("--fps %g: %s", fps, doubt)
     facts = provenance(pipeline, model, request)
     shown: dict[str, Video] = {}
