@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3.11 python3; do \
 # One thread a process: several test workers, and results that do not depend on the number of cores.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: help demo test test-slow test-lora chaos fuzz load site lint format clean weights
+.PHONY: help demo test test-slow test-lora chaos fuzz load audit site lint format clean weights
 .DEFAULT_GOAL := help
 
 help:
@@ -55,6 +55,13 @@ load: MINUTES = 60
 load: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/load.py --minutes $(MINUTES)
 
+# Known vulnerabilities of the versions that are tested, as far as PyPI can be reached.
+audit:
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && \
+		.venv-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	grep -v '^#' constraints.txt | sed 's/+cpu//' >.venv-audit/versions.txt
+	.venv-audit/bin/pip-audit --requirement .venv-audit/versions.txt --no-deps --disable-pip --progress-spinner off
+
 # In an environment of its own: the site is made from the sources' text, and its tools ask for other versions than ours.
 site:
 	test -x .venv-site/bin/python || $(PYTHON) -m venv .venv-site
@@ -72,7 +79,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-site .venv-lora
+	rm -rf $(VENV) .venv-site .venv-lora .venv-audit
 
 # torch by itself first: where pip is pointed at torch's CPU builds, nothing later swaps it for another.
 $(STAMP): pyproject.toml constraints.txt
