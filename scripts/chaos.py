@@ -65,6 +65,15 @@ _LONG = 120.0  # seconds without an end of which a process counts as stuck
 _STOPPED = 130
 
 
+def begin_anew(folder: Path, parser: ArgumentParser) -> None:
+    """Leave nothing in the folder but the recipe; refuse one that holds anything but what came of the recipe before."""
+    recipe = folder / "recipe.yaml"
+    if folder.exists() and not (recipe.is_file() and "name: chaos" in recipe.read_text(encoding="utf-8")):
+        parser.error(f"{folder} holds something else, and would be deleted; name another folder")
+    shutil.rmtree(folder, ignore_errors=True)
+    write_text(recipe, RECIPE)
+
+
 def work_of(recipe: Recipe) -> dict[str, Callable[[Path], Any]]:
     """Kind of work -> does it in a run folder, from wherever it stands."""
     return {
@@ -97,11 +106,7 @@ def main() -> int:
     parser.add_argument("--only", choices=("tokenizer", "latents", "denoiser"))
     asked = parser.parse_args()
     torch.set_num_threads(1)  # and no thread before the forks
-    own = asked.folder / "recipe.yaml"
-    if asked.folder.exists() and not (own.is_file() and "name: chaos" in own.read_text(encoding="utf-8")):
-        parser.error(f"{asked.folder} holds something else, and would be deleted; name another folder")
-    shutil.rmtree(asked.folder, ignore_errors=True)
-    write_text(asked.folder / "recipe.yaml", RECIPE)
+    begin_anew(asked.folder, parser)
     recipe = Recipe.load(asked.folder / "recipe.yaml")
     tallies = {}
     whole = asked.folder / "undisturbed"

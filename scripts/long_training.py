@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -22,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from chaos import RECIPE
+from chaos import begin_anew
 
 from vqvdm.evaluation.report import table
-from vqvdm.files import write_text
 
 EVERY = 2.0  # seconds
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -48,11 +46,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/long"), help="made anew")
     parser.add_argument("--bound", type=float, default=20.0, help="megabytes in ten thousand updates")
     asked = parser.parse_args()
-    own = asked.folder / "recipe.yaml"
-    if asked.folder.exists() and not (own.is_file() and "name: chaos" in own.read_text(encoding="utf-8")):
-        parser.error(f"{asked.folder} holds something else, and would be deleted; name another folder")
-    shutil.rmtree(asked.folder, ignore_errors=True)
-    write_text(asked.folder / "recipe.yaml", RECIPE)
+    begin_anew(asked.folder, parser)
     changes = ["data.workers=1"]
     for stage in ("tokenizer", "denoiser"):
         settings = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from fractions import Fraction
 from pathlib import Path
 
@@ -109,3 +110,13 @@ def commands(tmp_path, monkeypatch, fetched_weights):
     pipeline.save_pretrained("model")
     stored(tmp_path / "real.npy", videos(1, 20, frames=12))
     return tmp_path
+
+
+@pytest.fixture
+def harmless(tmp_path, monkeypatch):
+    """In an own folder; nothing runs there (it would leave a file `ran`), and memory stays."""
+    monkeypatch.chdir(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    assert not (tmp_path / "ran").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes

@@ -6,12 +6,10 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
 import struct
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +34,7 @@ from vqvdm.weights.pickles import read_pickled_arrays
 TERABYTES = 10 * 2**40
 
 
-@pytest.fixture(autouse=True)
-def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In an own folder; nothing runs there, and memory stays."""
-    monkeypatch.chdir(tmp_path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert not (tmp_path / "ran").exists()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
+pytestmark = pytest.mark.usefixtures("harmless")
 
 
 class Runs:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +18,7 @@ from vqvdm.errors import InputError
 from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.memory import total_memory
 
-
-@pytest.fixture(autouse=True)
-def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In an own folder; nothing runs there, and memory stays."""
-    monkeypatch.chdir(tmp_path)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    yield
-    assert not (tmp_path / "ran").exists()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes
+pytestmark = pytest.mark.usefixtures("harmless")
 
 
 # -------------------------------------------------------------------------------------------------------------- recipes

@@ -248,6 +248,7 @@ def _write(
         sums = dict(pair for part in gather_object([sums]) for pair in part.items())
     if here.is_main_process:
         names = [shard_name(shard) for shard in range(plan.shards)]
+        sums = {**_sums(_read_index(folder) or {}), **sums}  # what `_prepare` has compared, and what is new
         sums = {name: sums.get(name) or sha256_of(folder / name) for name in names}
         write_bytes(folder / INDEX, json.dumps({**index, "complete": True, "sha256": sums}, indent=2).encode())
     here.wait_for_everyone()

@@ -50,12 +50,13 @@ def check(
     index = build_index(listing.root, [sample.path for sample in listing.samples], refresh=refresh)
     # Paths and reasons are facts to copy: no colouring of numbers, and wrapped by the terminal, not by us.
     console = Console(highlight=False, soft_wrap=True)
-    console.print(_summary(listing, index, timing))
+    short, readable = _too_short(listing, index, timing)
+    too_short = f"{len(short)} of {readable} for {describe(timing)}"
+    console.print(_summary(listing, index, too_short))
     if listing.classes:
         console.print(_classes(listing, index))
     _print_list(console, "Notes", listing.notes)
     _print_list(console, "Listed, but absent", listing.absent)
-    short, _ = _too_short(listing, index, timing)
     _print_list(console, f"Too short for {describe(timing)}, left out", short)
     infos = [(path, entry.info) for path, entry in index.items() if entry.info is not None]
     _print_list(console, "Damaged, but usable", [f"{path}: {info.note}" for path, info in infos if info.note], None)
@@ -64,7 +65,7 @@ def check(
     return 1 if bad else 0
 
 
-def _summary(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -> Table:
+def _summary(listing: Listing, index: Mapping[str, Entry], too_short: str) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     infos = [entry.info for entry in index.values() if entry.info is not None]
     counts = ", ".join(f"{name} {len(listing.of_split(name))}" for name in ("train", "test"))
@@ -90,9 +91,8 @@ def _summary(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming) -
             ("frame rates", _histogram(_rate(info, assumed) for info, assumed in timed)),
             ("sizes", _histogram(f"{info.width}x{info.height}" for info in infos)),
         ]
-    short, readable = _too_short(listing, index, timing)
     rows += [
-        ("too short", f"{len(short)} of {readable} for {describe(timing)}"),
+        ("too short", too_short),
         ("index", str(cache_file(listing.root) if isinstance(listing.root, Path) else listing.root)),
     ]
     for name, value in rows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,7 +25,7 @@ from vqvdm.evaluation.report import as_text, write_report
 from vqvdm.evaluation.score import score
 from vqvdm.evaluation.sides import DrawnVideos, Side, StoredReference, store_reference
 from vqvdm.evaluation.sources import Videos, open_videos
-from vqvdm.files import check_writable, write_json
+from vqvdm.files import check_writable, sha256_of, write_json
 from vqvdm.generation import compile_for, make_orders, usual_batch
 from vqvdm.loading import load_pipeline, load_tokenizer, own_device, pick_dtype
 from vqvdm.metrics.c3d import FRAMES as C3D_FRAMES
@@ -468,4 +467,4 @@ def extractor_of(protocol: Protocol, options: Options) -> Extractor:
 
 
 def _network(name: str, load: Callable[[], nn.Module]) -> Network:
-    return Network(hashlib.sha256(weights_file(name).read_bytes()).hexdigest()[:16], load)
+    return Network(sha256_of(weights_file(name))[:16], load)
