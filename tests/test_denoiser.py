@@ -9,17 +9,18 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import nn
 
 from vqvdm import VideoDenoiser
-from vqvdm.denoiser import Attention, _attend, _laid_out, _rotate, turns_of
+from vqvdm.attention import Attention, JointAttention, _attend, _laid_out, _rotate, turns_of, turns_of_places
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def denoiser() -> VideoDenoiser:
+@pytest.fixture(scope="module", params=["convolutions", "transformer"])
+def denoiser(request) -> VideoDenoiser:
     torch.manual_seed(0)
-    model = VideoDenoiser(in_channels=3, channels=(16, 32), blocks=1, num_classes=5, head_dim=8).eval()
+    kind = {"transformer": True, "qk_norm": True, "condition": 24} if request.param == "transformer" else {}
+    model = VideoDenoiser(in_channels=3, channels=(16, 32), blocks=1, num_classes=5, head_dim=8, **kind).eval()
     with torch.no_grad():  # residual branches start at zero: wake them, or nothing below could fail
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -217,6 +218,56 @@ def test_temporal_attention_depends_on_distance_in_time_alone() -> None:
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_joint_attention_is_torchs_own_among_rotated_places(dtype: torch.dtype) -> None:
+    """Each pair of channels turns by the number of frame, row or column, as complex numbers multiply."""
+    torch.manual_seed(0)
+    heads, width, (t, h, w) = 2, 16, (3, 6, 8)  # 144 places: products of matrices in bf16
+    ours, theirs = JointAttention(32, head_dim=16), nn.MultiheadAttention(32, 2, batch_first=True)
+    nn.init.normal_(ours.out.weight, std=0.3)
+    theirs.in_proj_weight.copy_(torch.eye(32).repeat(3, 1))
+    theirs.out_proj.load_state_dict(ours.out.state_dict())
+    x = torch.randn(2, t, h, w, 32)
+    q, k, v = ours.qkv(x).view(2, t * h * w, 3, heads, width).unbind(2)
+    frames, rows, columns = (n.flatten().float() for n in torch.meshgrid(*map(torch.arange, (t, h, w)), indexing="ij"))
+    speeds = {2: torch.tensor([1.0, 0.1]), 3: torch.tensor([1.0, 100 ** (-1 / 3), 100 ** (-2 / 3)])}
+    angles = torch.cat([n[:, None] * speeds[many] for n, many in ((frames, 2), (rows, 3), (columns, 3))], -1)
+
+    def rotated(vectors: torch.Tensor) -> torch.Tensor:
+        pairs = torch.complex(vectors[..., :8].contiguous(), vectors[..., 8:].contiguous())
+        turned = pairs * torch.polar(torch.ones_like(angles), angles)[:, None]
+        return torch.cat([turned.real, turned.imag], -1).flatten(2)
+
+    expected = theirs(rotated(q), rotated(k), v.flatten(2))[0].view(2, t, h, w, 32)
+    found = ours.to(dtype)(x.to(dtype), turns_of_places((t, h, w), width, CPU)).float()
+    assert (found - expected).abs().mean() < (1e-5 if dtype == torch.float32 else 0.03) * expected.std()
+
+
+@pytest.mark.parametrize("width", [6, 8, 16, 32, 64])
+def test_places_of_one_clip_all_turn_otherwise(width: int) -> None:
+    turns = turns_of_places((3, 4, 5), width, CPU)
+    assert turns.shape == (2, 60, width)
+    vectors = _rotate(torch.ones(60, width), turns)
+    assert torch.cdist(vectors, vectors).fill_diagonal_(9).min() > 0.05
+    torch.testing.assert_close(vectors[0], torch.ones(width))  # the first place does not turn
+
+
+def test_a_transformer_sees_the_whole_clip_and_begins_as_nothing() -> None:
+    torch.manual_seed(0)
+    model = VideoDenoiser(in_channels=3, channels=(16,), blocks=2, head_dim=8, transformer=True, condition=8)
+    noisy = torch.randn(1, 3, 4, 6, 6, requires_grad=True)
+    assert len(model.modulations(torch.tensor([5.0]), None, torch.tensor([8.0]))) == 7
+    x = torch.randn(1, 16, 4, 6, 6)
+    turns = {8: turns_of_places((4, 6, 6), 8, CPU)}
+    torch.testing.assert_close(model.middle[0](x, torch.randn(1, 8), turns), x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model(noisy, 500, None, torch.tensor([8.0]))[0, 0, 0, 0, 0].backward()
+    assert noisy.grad is not None and (noisy.grad.abs().sum(1) > 1e-7).all(), "one output place depends on all places"
+
+
 def test_gradient_checkpointing_changes_nothing(denoiser, batch) -> None:
     def gradient() -> torch.Tensor:
         denoiser.zero_grad()
@@ -240,9 +291,10 @@ def test_save_and_load_bit_for_bit(denoiser, batch, tmp_path) -> None:
         assert torch.equal(loaded(*batch), denoiser(*batch))
 
 
-def test_it_learns_one_batch_by_heart() -> None:
+@pytest.mark.parametrize("transformer", [False, True])
+def test_it_learns_one_batch_by_heart(transformer: bool) -> None:
     torch.manual_seed(0)
-    model = VideoDenoiser(in_channels=2, channels=(16, 16), blocks=1, num_classes=2, head_dim=8)
+    model = VideoDenoiser(in_channels=2, channels=(16, 16), num_classes=2, head_dim=8, transformer=transformer)
     noisy, target = torch.randn(2, 2, 2, 4, 4), torch.randn(2, 2, 2, 4, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):
@@ -299,6 +351,10 @@ def test_mismatched_settings_are_named() -> None:
         ({"blocks": (1, 2, 3)}, "one for each of the levels"),
         ({"num_classes": -2}, "num_classes must be"),
         ({"in_channels": 0}, "in_channels must be"),
+        ({"condition": 0}, "condition must be"),
+        ({"transformer": True, "kernel": (1, 3, 3)}, "kernel is for convolution blocks"),
+        ({"transformer": True, "spatial_attention": (True, False)}, "spatial_attention is for convolution blocks"),
+        ({"transformer": True, "head_dim": 4}, "head_dim of at least 6"),
     ],
 )
 def test_settings_out_of_range_are_named(settings: dict, words: str) -> None:

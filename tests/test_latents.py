@@ -91,6 +91,19 @@ def test_workers_read_the_same(tmp_path):
     assert torch.equal(torch.cat([batch["latents"] for batch in loader]), torch.stack(here))
 
 
+def test_a_batch_is_its_entries_in_their_order(tmp_path):
+    cache = LatentCache(write(tmp_path, windows=2, flips=True, stills=True, shard_size=3))
+    asked = [(5, 1), 0, (2, 7), (5, 1), (6, 2), 3]  # of several shards, out of order, one of them twice
+    entries = [cache[index] for index in asked]
+    batch = cache.batch(asked)
+    assert set(batch) == {"latents", "stills", "class_label", "fps"}
+    for name, values in batch.items():
+        assert torch.equal(values, torch.stack([entry[name] for entry in entries])), name
+    assert not torch.equal(batch["latents"][0], batch["latents"][1])
+    with pytest.raises(IndexError):
+        cache.batch([0, 7])
+
+
 def test_interrupted_cache_is_refused_then_completed(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a", Noise(fail_at=5))

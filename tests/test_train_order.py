@@ -138,11 +138,17 @@ def batch_of(numbers: range, size: int, seed: int = 0) -> Batch:
 
 def test_noise_belongs_to_the_sample_not_to_the_batch() -> None:
     like = torch.empty(4, 3, 2, 2, 2, dtype=torch.float64)
-    whole = batch_of(range(8, 12), 4).noise_like(like)
-    parts = [batch_of(range(8, 10), 4).noise_like(like[:2]), batch_of(range(10, 12), 4).noise_like(like[2:])]
+    whole = batch_of(range(14, 18), 4).noise_like(like)  # on either side of what is drawn at once
+    parts = [batch_of(range(14, 15), 4).noise_like(like[:1]), batch_of(range(15, 18), 4).noise_like(like[1:])]
     assert whole.dtype == torch.float64
     assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole, batch_of(range(8, 12), 4, seed=1).noise_like(like))
+    assert not torch.equal(whole, batch_of(range(14, 18), 4, seed=1).noise_like(like))
+    numbers = batch_of(range(40), 40).uniform("class")
+    assert torch.equal(batch_of(range(10, 35), 40).uniform("class"), numbers[10:35])
+    assert len(numbers.unique()) == 40
+    several = batch_of(range(40), 40).uniforms("context", 3)
+    assert torch.equal(batch_of(range(10, 35), 40).uniforms("context", 3), several[10:35])
+    assert len(several.unique()) == 120
 
 
 def test_noise_is_standard_normal() -> None:
@@ -187,5 +193,7 @@ def test_frames_are_different_ones_of_each_sample_with_chance_of_their_own() -> 
     assert torch.equal((frames.strata("time") * 18).long().sort().values, torch.arange(18))
     halves = [Batch({k: v[i : i + 3] for k, v in data.items()}, range(12 + i, 15 + i), 0, 6, True) for i in (0, 3)]
     assert torch.equal(torch.cat([half.frames("clip", 3)["clip"] for half in halves]), frames["clip"])
+    single = Batch({"clip": clips[:, :, :1]}, range(12, 18), 0, 6, last=True).frames("clip", 1)
+    assert torch.equal(single["clip"], clips[:, :, :1])
     later = Batch(data, range(18, 24), 0, 6, last=True).frames("clip", 3)
     assert not torch.equal(later["clip"], frames["clip"])

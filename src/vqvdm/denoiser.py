@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from typing import NamedTuple, cast
 
@@ -23,14 +22,11 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from vqvdm.attention import Attention, JointAttention, Turns, turns_of, turns_of_places
 from vqvdm.context import MASKS
 from vqvdm.errors import InputError
 from vqvdm.identity import Configured, changed_settings, fingerprint
 from vqvdm.layers import Conv3d, Linear, Stride, fold, groups_of, unfold
-
-_LONG = 128  # places, from which on products of matrices in bf16 are the fastest attention on a CPU
-_LONGEST = 1024  # places, up to which they are in training: they keep all weights of attention for the backward pass
-Turns = dict[int, Tensor]  # RoPE's angles (2, t, d) by the width d of a head: those of all blocks are made once
 
 _PLANNED = 4096  # steps times clips, at most, whose modulations are held at a time
 
@@ -61,106 +57,6 @@ class ResidualBlock(nn.Module):
         return self.condition(F.silu(condition))
 
 
-class Attention(nn.Module):
-    """Self-attention within each frame or along time at each place, added to its input.
-
-    Along time, queries and keys are rotated by their frame number (RoPE, Su et al. 2021, eq. 15), so any length works.
-    In space, the zero padding of the convolutions tells positions apart.
-    """
-
-    def __init__(self, channels: int, head_dim: int, qk_norm: bool = False) -> None:
-        super().__init__()
-        self.heads = max(channels // head_dim, 1)
-        self.head_width = channels // self.heads
-        self.norm = nn.LayerNorm(channels)
-        self.qkv = Linear(channels, 3 * channels)
-        self.out = Linear(channels, channels)
-        self.norm_qk = HeadNorm(self.head_width) if qk_norm else nn.Identity()
-
-    def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
-        """(b, c, t, h, w), unchanged: along time with `turns_of` its frames and `head_width`, else within frames."""
-        # Linear layers see contiguous (b, t, h, w, c): on (n, few, c) slices they fall to slow paths.
-        tokens = x.permute(0, 2, 3, 4, 1)  # a view where x is channels-last
-        qkv = self.qkv(self.norm(tokens)).unflatten(-1, (3, self.heads, -1))  # (b, t, h, w, 3, n, d)
-        if turns is None:
-            parts = _laid_out(qkv.permute(4, 0, 1, 5, 2, 3, 6), places=2).flatten(4, 5)  # (3, b, t, n, h w, d)
-            q, k = self.norm_qk(parts[:2])
-            out = _attend(q, k, parts[2]).unflatten(3, x.shape[3:]).permute(0, 1, 3, 4, 2, 5)
-        else:
-            parts = _laid_out(qkv.permute(4, 0, 2, 3, 5, 1, 6), places=1)  # (3, b, h, w, n, t, d)
-            q, k = _rotate(self.norm_qk(parts[:2]), turns)
-            out = _attend(q, k, parts[2]).permute(0, 4, 1, 2, 3, 5)
-        out = out.to(qkv.dtype, memory_format=torch.contiguous_format).flatten(4)  # (b, t, h, w, n d)
-        return x + self.out(out).permute(0, 4, 1, 2, 3)
-
-
-class HeadNorm(nn.Module):
-    """Layer norm of each head's queries and keys, in whatever precision they come (see `_laid_out`)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.queries, self.keys = (nn.Parameter(torch.ones(width)) for _ in range(2))  # vectors: not for Muon
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(2, ..., d), unchanged."""
-        gains = (self.queries.to(x.dtype), self.keys.to(x.dtype))
-        normalised = [F.layer_norm(part, part.shape[-1:], gain) for part, gain in zip(x, gains, strict=True)]
-        return torch.stack(normalised).to(x.dtype)
-
-
-def _laid_out(qkv: Tensor, places: int) -> Tensor:
-    """Ready for `_attend`, in one pass: on a CPU contiguous and, where that is faster, in single precision.
-
-    torch's bf16 attention of short sequences on a CPU is up to five times slower than that in single precision. The
-    sequences lie along so many axes (`places`) before the last.
-    """
-    if qkv.device.type != "cpu":
-        return qkv
-    kept = torch.is_autocast_enabled("cpu") or _as_products(qkv, math.prod(qkv.shape[-1 - places : -1]))
-    single = qkv.dtype == torch.bfloat16 and not kept
-    return qkv.to(torch.float32 if single else qkv.dtype, memory_format=torch.contiguous_format)
-
-
-def _as_products(x: Tensor, length: int) -> bool:
-    """Whether attention of sequences so long is fastest as products of matrices: in bf16 on a CPU.
-
-    Without gradients that is from `_LONG` on. With them always: the backward pass of torch's own attention takes
-    three to ten times as long.
-    """
-    if x.device.type != "cpu" or x.dtype != torch.bfloat16:
-        return False
-    return length <= _LONGEST if torch.is_grad_enabled() else length >= _LONG
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of (..., n, d) each, by what is fastest."""
-    if _as_products(q, q.shape[-2]):
-        queries, keys, values = (x.flatten(0, -3) for x in (q, k, v))
-        exact: AbstractContextManager[object] = nullcontext()
-        if torch.is_grad_enabled():  # scores of a hundred and more, rounded to bf16, differ by halves
-            queries, keys, exact = queries.float(), keys.float(), torch.autocast(q.device.type, enabled=False)
-        scale, start = q.shape[-1] ** -0.5, queries.new_zeros(1, 1, 1)
-        with exact:
-            scores = torch.baddbmm(start, queries, keys.transpose(1, 2), beta=0, alpha=scale)
-        return torch.bmm(scores.softmax(-1).to(values), values).view(q.shape)
-    queries, keys, values = (x.flatten(0, -4) for x in (q, k, v))  # the fast kernels want four dimensions
-    return F.scaled_dot_product_attention(queries, keys, values).view(q.shape)
-
-
-def turns_of(frames: int, width: int, device: torch.device) -> Tensor:
-    """Cosines and signed sines (2, t, d) of RoPE's angles m * theta_i, m being the frame's number."""
-    theta = 100.0 ** (-torch.arange(0, width, 2, device=device) / width)
-    angles = torch.arange(frames, device=device)[:, None] * theta
-    cos, sin = angles.cos(), angles.sin()
-    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)])
-
-
-def _rotate(x: Tensor, turns: Tensor) -> Tensor:
-    """Turn the pairs (x_i, x_{i + d/2}) of (..., t, d) by the angles of `turns_of`."""
-    cos, sin = turns.to(x.dtype)
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
-
-
 class Block(nn.Module):
     """3D residual block, spatial attention, temporal attention."""
 
@@ -176,6 +72,44 @@ class Block(nn.Module):
         """(b, c, t, h, w), (b, e) -> (b, out, t, h, w); see `ResidualBlock`."""
         return self.time(self.space(self.residual(x, condition, made)), turns[self.time.head_width])
 
+    def modulation(self, condition: Tensor) -> Tensor:
+        """See `ResidualBlock`."""
+        return self.residual.modulation(condition)
+
+
+class TransformerBlock(nn.Module):
+    """Attention among all places of the clip, then a gated layer at each place (SwiGLU, Shazeer 2020).
+
+    The condition scales and shifts what either of them sees (Peebles and Xie 2023, "Scalable Diffusion Models with
+    Transformers", section 3.2); both begin as nothing.
+    """
+
+    def __init__(self, channels: int, level: Level, condition: int, head_dim: int, qk_norm: bool) -> None:
+        super().__init__()
+        width = level.channels
+        self.merge = Linear(channels, width) if channels != width else nn.Identity()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.attention = JointAttention(width, head_dim, qk_norm)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.wide = Linear(width, 4 * width)
+        self.narrow = Linear(2 * width, width)
+        self.condition = nn.Linear(condition, 4 * width)
+
+    def forward(self, x: Tensor, condition: Tensor, turns: Turns, made: bool = False) -> Tensor:
+        """(b, c, t, h, w), (b, e) -> (b, out, t, h, w); if it is `made`, `condition` is its modulation (b, 4 out)."""
+        tokens = self.merge(x.permute(0, 2, 3, 4, 1).contiguous())  # (b, t, h, w, c)
+        modulation = condition if made else self.modulation(condition)
+        scale1, shift1, scale2, shift2 = modulation[:, None, None, None].chunk(4, dim=-1)
+        seen = torch.addcmul(shift1, self.norm1(tokens), 1 + scale1)
+        tokens = tokens + self.attention(seen, turns[self.attention.head_width])
+        values, gates = self.wide(torch.addcmul(shift2, self.norm2(tokens), 1 + scale2)).chunk(2, dim=-1)
+        tokens = tokens + self.narrow(values * F.silu(gates))
+        return tokens.permute(0, 4, 1, 2, 3)
+
+    def modulation(self, condition: Tensor) -> Tensor:
+        """Scales and shifts (b, 4 out) of a condition (b, e)."""
+        return self.condition(F.silu(condition))
+
 
 class Level(NamedTuple):
     """Width of one resolution, whether its frames attend within themselves, and its blocks on the way down."""
@@ -189,7 +123,7 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
     """Predicts noise, velocity or clean latents from noisy ones (what, is the objective's business)."""
 
     _supports_gradient_checkpointing = True
-    _repeated_blocks = ["Block"]  # noqa: RUF012  diffusers' own form
+    _repeated_blocks = ["Block", "TransformerBlock"]  # noqa: RUF012  diffusers' own form
     _skip_layerwise_casting_patterns = ["norm", "embed"]  # noqa: RUF012
 
     @register_to_config
@@ -206,6 +140,8 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
         self_condition: bool = False,
         context: bool = False,
         qk_norm: bool = False,
+        transformer: bool = False,
+        condition: int | None = None,
     ) -> None:
         """Build an untrained denoiser; its output starts at zero.
 
@@ -224,6 +160,10 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
             qk_norm: whether queries and keys are normalised in each head (Dehghani et al. 2023, "Scaling Vision
                 Transformers to 22 Billion Parameters", section 2): without, their products grow as long as Muon
                 trains, up to hundreds, where bfloat16 cannot tell them apart and a softmax learns nothing.
+            transformer: blocks of attention among all places of a clip and gated layers in place of convolutions and
+                attention by space and time: the U-Net with long skip connections of Bao et al. 2023 ("All are Worth
+                Words"), at one resolution or several.
+            condition: width of what noise level, class and rate are embedded in; None is four times the first level's.
 
         Raises:
             InputError: settings that contradict each other.
@@ -232,18 +172,24 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
         channels, kernel, patch = tuple(channels), tuple(kernel), tuple(patch)
         blocks = (blocks,) * len(channels) if isinstance(blocks, int) else tuple(blocks)
         _check(in_channels, channels, blocks, num_classes, head_dim, kernel, patch)
+        if transformer:
+            _check_transformer(channels, head_dim, kernel, spatial_attention)
+        if condition is not None and condition < 1:
+            raise InputError(f"denoiser: condition must be at least 1, not {condition}")
         attention = (True,) * len(channels) if spatial_attention is None else tuple(spatial_attention)
         if len(attention) != len(channels):
             raise InputError(f"spatial_attention {attention} must have one entry for each of the levels {channels}")
         levels = [Level(*level) for level in zip(channels, attention, blocks, strict=True)]
-        width, condition = channels[0], 4 * channels[0]
+        width, condition = channels[0], condition or 4 * channels[0]
         self.time_embed = TimestepEmbedding(width, condition)
         self.fps_embed = TimestepEmbedding(width, condition)
         self.class_embed = (
             nn.Embedding(num_classes + 1, condition) if num_classes else None
         )  # the last one is "no class"
 
-        def block(fan_in: int, level: Level) -> Block:
+        def block(fan_in: int, level: Level) -> Block | TransformerBlock:
+            if transformer:
+                return TransformerBlock(fan_in, level, condition, head_dim, qk_norm)
             return Block(fan_in, level, condition, kernel, head_dim, qk_norm)
 
         self.patch: Stride = patch
@@ -257,7 +203,8 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
         self.norm = nn.GroupNorm(groups_of(width), width)
         self.head = Conv3d(width, in_channels * math.prod(patch), 3, padding=1)
         self.gradient_checkpointing = False
-        self._head_widths = {module.head_width for module in self.modules() if isinstance(module, Attention)}
+        kinds = (Attention, JointAttention)
+        self._head_widths = {module.head_width for module in self.modules() if isinstance(module, kinds)}
         self.apply(_initialise)
         nn.init.zeros_(self.head.weight)
 
@@ -299,13 +246,15 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
             c, *extent = noisy_latents.shape[1:]
             seen.append(noisy_latents.new_zeros(b, c + MASKS, *extent) if context is None else context)
         x = self.stem(fold(torch.cat(seen, dim=1), self.patch))
-        turns = {width: turns_of(x.shape[2], width, x.device) for width in self._head_widths}
+        turns: dict[torch.Size, Turns] = {}
 
         def run(block: nn.Module, x: Tensor) -> Tensor:
-            condition = next(conditions)
+            condition, extent = next(conditions), x.shape[2:]
+            if extent not in turns:
+                turns[extent] = self._turns(extent, x.device)
             if self.gradient_checkpointing and self.training:
-                return checkpoint(block, x, condition, turns, made, use_reentrant=False)
-            return block(x, condition, turns, made)
+                return checkpoint(block, x, condition, turns[extent], made, use_reentrant=False)
+            return block(x, condition, turns[extent], made)
 
         skips = [x]
         for level, stage in enumerate(self.down):
@@ -323,6 +272,13 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
             if level < len(self.upsample):
                 x = self.upsample[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
         return unfold(self.head(F.silu(self.norm(x))), self.patch)
+
+    def _turns(self, extent: torch.Size, device: torch.device) -> Turns:
+        """RoPE's angles for the blocks at this resolution (t, h, w)."""
+        t, h, w = extent
+        if self.config["transformer"]:
+            return {width: turns_of_places((t, h, w), width, device) for width in self._head_widths}
+        return {width: turns_of(t, width, device) for width in self._head_widths}
 
     def embed_condition(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
         """The vectors (b, e) that condition every residual block: noise level, class and frame rate together."""
@@ -347,8 +303,8 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
         """Scale and shift (b, 2 c) of each block, in the order of use, from (b,) each."""
         condition = self.embed_condition(timestep, class_labels, fps)
         stages = (*self.down, self.middle, *self.up)
-        blocks = (cast(Block, block) for stage in stages for block in stage.children())
-        return [block.residual.modulation(condition) for block in blocks]
+        blocks = (cast(Block | TransformerBlock, block) for stage in stages for block in stage.children())
+        return [block.modulation(condition) for block in blocks]
 
 
 class StepModulations:
@@ -416,6 +372,21 @@ def _check(
         raise InputError(f"denoiser: patch must be three whole numbers (t, h, w) of at least 1, not {patch}")
 
 
+def _check_transformer(
+    channels: tuple[int, ...], head_dim: int, kernel: tuple[int, ...], spatial_attention: tuple[bool, ...] | None
+) -> None:
+    if kernel != (3, 3, 3) or spatial_attention is not None:
+        name = "kernel" if spatial_attention is None else "spatial_attention"
+        raise InputError(f"denoiser: {name} is for convolution blocks; with transformer leave it out")
+    for width in channels:
+        head = width // max(width // head_dim, 1)
+        if head < 6:
+            raise InputError(
+                f"denoiser: heads of {head} channels (channels {channels}, head_dim {head_dim}) are too narrow for a "
+                "transformer, in which frame, row and column take two channels each; take a head_dim of at least 6"
+            )
+
+
 def _downward(levels: Sequence[Level], block) -> tuple[nn.ModuleList, nn.ModuleList, list[int]]:
     """Blocks and down-samplings from fine to coarse, and the width of every skip connection."""
     down, downsample, skips, width = nn.ModuleList(), nn.ModuleList(), [levels[0].channels], levels[0].channels
@@ -448,8 +419,10 @@ def _initialise(module: nn.Module) -> None:
     """Residual branches begin as the identity."""
     if isinstance(module, ResidualBlock):
         _zero(module.conv2)
-    elif isinstance(module, Attention):
+    elif isinstance(module, Attention | JointAttention):
         _zero(module.out)
+    elif isinstance(module, TransformerBlock):
+        _zero(module.narrow)
     elif isinstance(module, nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
 

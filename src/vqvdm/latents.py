@@ -15,12 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,76 +33,14 @@ from vqvdm.context import encode_stills
 from vqvdm.data.workers import leave_signals_to_parent, loading
 from vqvdm.errors import InputError
 from vqvdm.files import sha256_of, write_bytes
+from vqvdm.latent_index import GRIDS, INDEX, Plan, read_index, shard_name, sums_in
 from vqvdm.processes import this_process
-from vqvdm.structure import convert, parse_json
 
 logger = logging.getLogger(__name__)
 
-INDEX = "index.json"
-_KEYS: Mapping[str, Any] = {  # of an index, at least, and what they are
-    "tokenizer": str,
-    "classes": tuple[str, ...],
-    "latent_shape": tuple[int, int, int, int],
-    "videos": int,
-    "windows": int,
-    "flips": bool,
-    "shard_size": int,
-    "complete": bool,
-}
-_GRIDS = ("latents", "stills")  # what is large: read when it is wanted
-_SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 StorageType = Literal["float16", "float32"]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which clips go into which shard. A pair is one decoded clip: (video, window)."""
-
-    videos: int
-    windows: int
-    flips: bool
-    shard_size: int  # entries per file, as asked
-
-    @property
-    def copies(self) -> int:
-        """Entries per pair: the clip and, with flips, its mirror image."""
-        return 2 if self.flips else 1
-
-    @property
-    def pairs(self) -> int:
-        return self.videos * self.windows
-
-    @property
-    def pairs_per_shard(self) -> int:
-        return max(1, self.shard_size // self.copies)
-
-    @property
-    def shards(self) -> int:
-        return math.ceil(self.pairs / self.pairs_per_shard)
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What an index says of it."""
-        return {
-            "videos": self.videos,
-            "windows": self.windows,
-            "flips": self.flips,
-            "shard_size": self.shard_size,
-            "shards": self.shards,
-        }
-
-    def shard_pairs(self, shard: int) -> list[tuple[int, int]]:
-        """The (video, window) pairs of one file, in order."""
-        first = shard * self.pairs_per_shard
-        last = min(first + self.pairs_per_shard, self.pairs)
-        return [divmod(pair, self.windows) for pair in range(first, last)]
-
-
-def shard_name(shard: int) -> str:
-    """File name of the shard of this number, from 0."""
-    return f"shard-{shard:05d}.safetensors"
 
 
 def write_latents(
@@ -153,7 +88,7 @@ def write_latents(
         InputError: the data set is empty, a number is out of range, or the disk has no room.
     """
     folder = Path(folder)
-    plan = _Plan(len(dataset), windows, flips, shard_size)  # type: ignore[arg-type]
+    plan = Plan(len(dataset), windows, flips, shard_size)  # type: ignore[arg-type]
     _check_plan(plan, batch_size, dtype)
     example = dataset[(0, 0)]
     clip = example["clip"]
@@ -202,7 +137,7 @@ def write_pairs(
     Raises:
         InputError: the disk has no room, or a file of the cache is damaged.
     """
-    folder, plan = Path(folder), _Plan(number, 1, False, shard_size)
+    folder, plan = Path(folder), Plan(number, 1, False, shard_size)
     _check_plan(plan, batch_size, "float16")
     index = {"format": 1, **json.loads(json.dumps(dict(facts))), "dtype": "float16", **plan.facts}
 
@@ -221,7 +156,7 @@ def noise_of(seed: int, shape: Sequence[int]) -> Tensor:
 def _write(
     folder: Path,
     index: Mapping[str, Any],
-    plan: _Plan,
+    plan: Plan,
     batch_size: int,
     make: Callable[[list[list[tuple[int, int]]]], Iterator[dict[str, Tensor]]],
     what: str,
@@ -248,13 +183,13 @@ def _write(
         sums = dict(pair for part in gather_object([sums]) for pair in part.items())
     if here.is_main_process:
         names = [shard_name(shard) for shard in range(plan.shards)]
-        sums = {**_sums(_read_index(folder) or {}), **sums}  # what `_prepare` has compared, and what is new
+        sums = {**sums_in(read_index(folder) or {}), **sums}  # what `_prepare` has compared, and what is new
         sums = {name: sums.get(name) or sha256_of(folder / name) for name in names}
         write_bytes(folder / INDEX, json.dumps({**index, "complete": True, "sha256": sums}, indent=2).encode())
     here.wait_for_everyone()
 
 
-def _check_plan(plan: _Plan, batch_size: int, dtype: str) -> None:
+def _check_plan(plan: Plan, batch_size: int, dtype: str) -> None:
     if plan.videos < 1:
         raise InputError("the data set has no clips to encode")
     for name, number in (("windows", plan.windows), ("batch", batch_size), ("shard", plan.shard_size)):
@@ -264,7 +199,7 @@ def _check_plan(plan: _Plan, batch_size: int, dtype: str) -> None:
         raise InputError(f"latents are stored as float16 or float32, not {dtype!r}")
 
 
-def _prepare(folder: Path, index: Mapping[str, Any], plan: _Plan) -> list[int]:
+def _prepare(folder: Path, index: Mapping[str, Any], plan: Plan) -> list[int]:
     """Make the folder fit for this cache; the numbers of the shards still to be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -272,11 +207,11 @@ def _prepare(folder: Path, index: Mapping[str, Any], plan: _Plan) -> list[int]:
         raise InputError(f"{folder} for the latents cannot be made: {error.strerror}") from error
     for part in folder.glob(".*.part"):  # of a writer that was killed
         part.unlink(missing_ok=True)
-    found = _read_index(folder)
+    found = read_index(folder)
     changed = [] if found is None else _changes(found, index)
     if changed:
         logger.warning("%s: encoded again, as this has changed since: %s", folder, ", ".join(changed))
-    for name, wanted in _sums(found or {}).items():
+    for name, wanted in sums_in(found or {}).items():
         if not changed and (folder / name).exists() and sha256_of(folder / name) != wanted:
             logger.warning("%s: encoded again, as it is not what was written", folder / name)
             (folder / name).unlink()
@@ -295,13 +230,7 @@ def _changes(found: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
     return ["content of the data" if name == "digest" else name for name in names]
 
 
-def _sums(index: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of each shard by its file's name, as far as an index says; those of older versions do not."""
-    sums = index.get("sha256")
-    return {name: str(sums[name]) for name in sums if _SHARD.fullmatch(name)} if isinstance(sums, dict) else {}
-
-
-def _check_room(folder: Path, index: Mapping[str, Any], plan: _Plan, todo: Sequence[int]) -> None:
+def _check_room(folder: Path, index: Mapping[str, Any], plan: Plan, todo: Sequence[int]) -> None:
     entries = plan.copies * sum(len(plan.shard_pairs(shard)) for shard in todo)
     c, t, h, w = index["latent_shape"]
     grids = t + (2 if index.get("stills") else 0)
@@ -315,7 +244,7 @@ def _check_room(folder: Path, index: Mapping[str, Any], plan: _Plan, todo: Seque
 def _encoded(
     tokenizer: Any,
     dataset: Dataset,
-    plan: _Plan,
+    plan: Plan,
     stills: bool,
     batches: list[list[tuple[int, int]]],
     workers: int,
@@ -340,7 +269,7 @@ def _encoded(
 
 def _write_shards(
     folder: Path,
-    plan: _Plan,
+    plan: Plan,
     todo: Sequence[int],
     batches: Iterator[dict[str, Tensor]],
     dtype: torch.dtype,
@@ -353,7 +282,7 @@ def _write_shards(
         parts: list[dict[str, Tensor]] = []
         while sum(len(part["fps"]) for part in parts) < entries:
             part = next(batches)
-            part |= {name: part[name].to(dtype) for name in _GRIDS if name in part}
+            part |= {name: part[name].to(dtype) for name in GRIDS if name in part}
             parts.append(part)
             bar.update(len(part["fps"]) // plan.copies)
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
@@ -361,27 +290,6 @@ def _write_shards(
         write_bytes(folder / shard_name(shard), content)
         sums[shard_name(shard)] = hashlib.sha256(content).hexdigest()
     return sums
-
-
-def _read_index(folder: Path) -> dict[str, Any] | None:
-    path = folder / INDEX
-    try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:  # not JSON, or not even text
-        raise InputError(f"{path} is damaged ({error}); delete the folder and encode again") from error
-    absent = _KEYS.keys() - set(found) if isinstance(found, dict) else _KEYS.keys()
-    if absent:
-        raise InputError(f"{path} is damaged (it lacks {min(absent)}); delete the folder and encode again")
-    where = {"": f"{path} is damaged; delete the folder and encode again"}
-    found |= {name: convert(kind, found[name], where, name) for name, kind in _KEYS.items()}
-    found |= {name: list(found[name]) for name in ("classes", "latent_shape")}  # as they were: it is compared
-    counts = {name: found[name] for name in ("videos", "windows", "shard_size")}
-    for name, count in {**counts, "latent_shape": min(found["latent_shape"])}.items():
-        if count < 1:
-            raise InputError(f"{where['']}: {name} is {found[name]}, but must be at least 1")
-    return found
 
 
 class LatentCache(Dataset):
@@ -404,7 +312,7 @@ class LatentCache(Dataset):
 
     def __init__(self, folder: str | os.PathLike[str], fingerprint: str | None = None) -> None:
         self.folder = Path(folder)
-        found = _read_index(self.folder)
+        found = read_index(self.folder)
         if found is None:
             raise InputError(f"{self.folder} holds no latent cache ({INDEX} is missing); write one with `vqvdm encode`")
         if not found["complete"]:
@@ -417,11 +325,11 @@ class LatentCache(Dataset):
         self.index: dict[str, Any] = found
         self.classes: tuple[str, ...] = tuple(found["classes"])
         self.latent_shape: tuple[int, ...] = tuple(found["latent_shape"])
-        self._plan = _Plan(found["videos"], found["windows"], found["flips"], found["shard_size"])
+        self._plan = Plan(found["videos"], found["windows"], found["flips"], found["shard_size"])
         self.variants: int = self._plan.windows * self._plan.copies
-        self._sums = _sums(found)  # compared where a shard is first used
+        self._sums = sums_in(found)  # compared where a shard is first used
         self._mapped: dict[int, dict[str, Tensor]] = {}  # what is large of each shard, read where it is used
-        self._grids = _GRIDS if found.get("stills") else _GRIDS[:1]
+        self._grids = GRIDS if found.get("stills") else GRIDS[:1]
         self._entries = self._read_entries()  # all but the latents, (n,) each
 
     @property
@@ -443,7 +351,7 @@ class LatentCache(Dataset):
             try:
                 with safe_open(path, "pt") as file:
                     self._check_shapes(file, shard)
-                    names = [name for name in file.keys() if name not in _GRIDS]  # noqa: SIM118  no mapping
+                    names = [name for name in file.keys() if name not in GRIDS]  # noqa: SIM118  no mapping
                     shards.append({name: file.get_tensor(name) for name in names})
             except (SafetensorError, ValueError) as error:
                 raise InputError(f"{path} is damaged ({error}); delete it and run `vqvdm encode` again") from error
@@ -456,7 +364,7 @@ class LatentCache(Dataset):
         grids = {"latents": [rows, c, t, h, w], "stills": [rows, 2, c, h, w]}
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no mapping
         wanted = {name: [rows] for name in (*found, "class_label", "fps")}
-        wanted |= {name: grids[name] for name in _GRIDS if name in self._grids or name in found}
+        wanted |= {name: grids[name] for name in GRIDS if name in self._grids or name in found}
         for name, shape in wanted.items():
             if found.get(name) != shape:
                 raise ValueError(f"{name} is of shape {found.get(name, 'none')}, not {shape}")
@@ -465,19 +373,34 @@ class LatentCache(Dataset):
         return self._plan.videos
 
     def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Tensor]:
+        return {name: value[0] for name, value in self.batch([index]).items()}
+
+    def batch(self, indices: Sequence[int | tuple[int, int]]) -> dict[str, Tensor]:
+        """Several entries, stacked: faster by far than one by one."""
+        entries = torch.tensor([self._entry(index) for index in indices])
+        per_shard = self._plan.pairs_per_shard * self._plan.copies
+        shards, rows = entries // per_shard, entries % per_shard
+        grids: dict[str, list[Tensor]] = {name: [] for name in self._grids}
+        order = shards.argsort(stable=True)
+        for shard, wanted in zip(*_runs(shards[order], rows[order]), strict=True):
+            for name, parts in grids.items():
+                parts.append(self._shard(shard)[name][wanted])
+        back = order.argsort()
+        items = {
+            **{name: torch.cat(parts)[back].float() for name, parts in grids.items()},
+            "class_label": self.class_labels[entries],
+            "fps": self.fps[entries],
+        }
+        if "seed" in self._entries:
+            seeds = self._entries["seed"][entries].tolist()
+            items["noise"] = torch.stack([noise_of(seed, self.latent_shape) for seed in seeds])
+        return items
+
+    def _entry(self, index: int | tuple[int, int]) -> int:
         video, draw = index if isinstance(index, tuple) else (index, 0)
         if not 0 <= video < len(self):
             raise IndexError(f"video {video} of {len(self)}")
-        entry = video * self.variants + draw % self.variants
-        shard, row = divmod(entry, self._plan.pairs_per_shard * self._plan.copies)
-        item = {
-            **{name: self._shard(shard)[name][row].float() for name in self._grids},
-            "class_label": self.class_labels[entry],
-            "fps": self.fps[entry],
-        }
-        if "seed" in self._entries:
-            item["noise"] = noise_of(int(self._entries["seed"][entry]), self.latent_shape)
-        return item
+        return video * self.variants + draw % self.variants
 
     def _shard(self, shard: int) -> dict[str, Tensor]:
         if shard not in self._mapped:
@@ -491,3 +414,9 @@ class LatentCache(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}
+
+
+def _runs(shards: Tensor, rows: Tensor) -> tuple[list[int], list[Tensor]]:
+    """The different ones of sorted `shards`, and the rows of each."""
+    different, counts = shards.unique_consecutive(return_counts=True)
+    return different.tolist(), list(rows.split(counts.tolist()))

@@ -332,7 +332,7 @@ class DenoiserStage:
         share = self.recipe.denoiser.context
         if share == 0:
             return None
-        chance = torch.stack([batch.uniform(f"context {name}") for name in ("whether", "what", "much")], dim=1)
+        chance = batch.uniforms("context", 3)  # whether, what, how much
         stills = batch["stills"] if "stills" in batch.data else None
         return drawn_context(batch[self.field], stills, share, chance)
 

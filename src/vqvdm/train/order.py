@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from vqvdm.data.workers import DIED, leave_signals_to_parent, loading
 from vqvdm.errors import InputError, reason_of
 
 logger = logging.getLogger(__name__)
 
+_TOGETHER = 16  # samples whose chance is drawn at once
 _DEATHS = 3  # of loader processes at one update, after which it is no chance
 
 
@@ -33,9 +34,9 @@ def seed_of(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator seeded with `seed_of(*parts)`: the same numbers on every device and in every process."""
-    return torch.Generator().manual_seed(seed_of(*parts))
+def generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded with `seed_of(*parts)`: the same numbers in every process on devices of one kind."""
+    return torch.Generator(device).manual_seed(seed_of(*parts))
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class Batch:
     """One micro-batch on the device, and the chance that belongs to its samples."""
 
     data: dict[str, Tensor]
-    numbers: Sequence[int]  # the samples' numbers in the whole training
+    numbers: range  # the samples' numbers in the whole training
     seed: int
     size: int  # samples of the whole update
     last: bool  # the update's last micro-batch
@@ -107,13 +108,34 @@ class Batch:
         return self.data[name]
 
     def noise_like(self, x: Tensor) -> Tensor:
-        """Standard normal noise of x's shape, device and type; each sample has its own generator."""
-        noise = [torch.randn(x.shape[1:], generator=generator(self.seed, "noise", n)) for n in self.numbers]
-        return torch.stack(noise).to(x)
+        """Standard normal noise of x's shape, device and type, drawn where x is: a GPU is faster at it by far."""
+
+        def normal(count: int, source: torch.Generator) -> Tensor:
+            return torch.randn(count, *x.shape[1:], generator=source, device=x.device)
+
+        return self._drawn("noise", normal, x.device).to(x)
 
     def uniform(self, purpose: str) -> Tensor:
         """(b,) independent numbers in 0..1, float32 on the CPU; other purposes get other numbers."""
-        return torch.cat([torch.rand(1, generator=generator(self.seed, purpose, n)) for n in self.numbers])
+        return self.uniforms(purpose, 1).squeeze(1)
+
+    def uniforms(self, purpose: str, width: int) -> Tensor:
+        """(b, width) of them."""
+        return self._drawn(purpose, lambda count, source: torch.rand(count, width, generator=source))
+
+    def _drawn(
+        self, purpose: str, draw: Callable[[int, torch.Generator], Tensor], device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """The samples' rows of what is drawn for `_TOGETHER` numbers at a time, each time with a generator of its own.
+
+        One for each sample would do as well, but would keep a GPU waiting.
+        """
+        first, last = self.numbers[0] // _TOGETHER, self.numbers[-1] // _TOGETHER
+        groups = [
+            draw(_TOGETHER, generator(self.seed, purpose, group, device=device)) for group in range(first, last + 1)
+        ]
+        begin = self.numbers[0] - first * _TOGETHER
+        return torch.cat(groups)[begin : begin + len(self.numbers)]
 
     def frames(self, field: str, count: int) -> Batch:
         """A batch of single frames: of each sample `count` different ones, drawn at random, with chance of their own.
@@ -121,13 +143,12 @@ class Batch:
         `field` (b, c, t, h, w) becomes (b count, c, 1, h, w), what belongs to the whole sample is repeated.
         """
         length = self[field].shape[2]
-        drawn = [torch.randperm(length, generator=generator(self.seed, "frames", n))[:count] for n in self.numbers]
-        places = torch.stack(drawn).to(self[field].device)  # (b, count)
+        places = self.uniforms("frames", length).argsort(1)[:, :count].to(self[field].device)  # (b, count)
         samples = torch.arange(len(places), device=places.device)[:, None].expand_as(places)
         taken = self[field][samples.flatten(), :, places.flatten()].unsqueeze(2)
         names = ("class_label", "fps")
         data = {name: self[name].repeat_interleave(count, 0) for name in names if name in self.data}
-        numbers = [n * count + k for n in self.numbers for k in range(count)]
+        numbers = range(self.numbers[0] * count, (self.numbers[-1] + 1) * count)
         return Batch({**data, field: taken}, numbers, seed_of(self.seed, "frames"), self.size * count, self.last)
 
     def strata(self, purpose: str) -> Tensor:
@@ -159,9 +180,10 @@ def updates(
     step, deaths = first, 0
     while step < last:
         loader = DataLoader(
-            dataset,
+            _Batched(dataset),
             batch_sampler=_StepSampler(order, step, last),
             num_workers=workers,
+            collate_fn=_as_it_is,
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
         )
@@ -180,6 +202,21 @@ def updates(
                     f"for {workers} of them, or a file that brings the decoder down; data.workers=0 tells which"
                 ) from error
             logger.warning("update %d: %s; others take their place", step, reason_of(error))
+
+
+class _Batched(Dataset[Any]):
+    """A data set as torch's loaders ask it for whole batches, which some read faster than one by one."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, picks: list[tuple[int, int]]) -> dict[str, Tensor]:
+        together = getattr(self.dataset, "batch", None)
+        return default_collate([self.dataset[pick] for pick in picks]) if together is None else together(picks)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _grouped(
