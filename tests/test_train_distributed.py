@@ -152,6 +152,24 @@ def test_two_processes_encode_and_sample_what_one_does(tmp_path: Path) -> None:
         assert path.read_bytes() == (tmp_path / "two" / path.parent.name / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("patience", "met"), [(2, False), (120, True)])
+def test_processes_wait_for_one_that_works_for_all(tmp_path: Path, patience: int, met: bool) -> None:
+    program = tmp_path / "waiting.py"
+    program.write_text(
+        "import time\nfrom datetime import timedelta\nfrom vqvdm import processes\n"
+        f"processes.PATIENCE = timedelta(seconds={patience})\n"
+        "here = processes.this_process()\n"
+        "time.sleep(8 * here.is_main_process)\n"
+        "here.wait_for_everyone()\nprint('met')\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    result = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (result.returncode == 0) == met, result.stderr
+    assert result.stdout.count("met") == (2 if met else 0)
+
+
 def worker_of(launcher: int, rank: int) -> int | None:
     """The process of this rank below a launcher; None if it is not there yet."""
     for process in Path("/proc").glob("[0-9]*"):

@@ -275,6 +275,17 @@ def test_which_checkpoints_stay(tmp_path: Path) -> None:
     assert found == sorted({0, 2, 4, 5, best}), psnr
 
 
+def test_a_best_by_a_figure_that_is_not_logged_is_warned_of_once(tmp_path: Path, capsys) -> None:
+    recipe = tiny_recipe(steps=4, checkpoint_every=1, sample_every=2)
+    assert recipe.tokenizer is not None
+    for name, warnings in (("test_pnsr", 1), ("test_psnr", 0), ("loss", 0)):
+        training = replace(recipe.tokenizer.training, keep_best=name)
+        train_tokenizer(replace(recipe, tokenizer=replace(recipe.tokenizer, training=training)), tmp_path / name)
+        said = capsys.readouterr().err
+        assert said.count("no checkpoint is kept as the best") == warnings, name
+        assert ("did you mean 'test_psnr'?" in said) == bool(warnings)
+
+
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"run folder .*file/run cannot be made"):

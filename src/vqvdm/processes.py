@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 from accelerate import PartialState
+
+# How long processes wait for one that indexes videos or hashes a cache for all. NCCL's own ten minutes are too few for
+# terabytes; one that has died does not keep the others so long, for their launcher ends them.
+PATIENCE = timedelta(hours=2)
 
 
 def on_cpu() -> bool:
@@ -12,5 +18,5 @@ def on_cpu() -> bool:
 
 
 def this_process() -> PartialState:
-    """Its number, how many there are, its device."""
-    return PartialState(cpu=on_cpu())
+    """Its number, how many there are, its device; the first call makes it known to the others."""
+    return PartialState(cpu=on_cpu(), timeout=PATIENCE)

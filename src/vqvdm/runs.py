@@ -162,6 +162,12 @@ def best_step(folder: Path, stage: str, figure: str, steps: Sequence[int]) -> in
     return min(values, key=lambda step: (sign * values[step], -step))
 
 
+def figures_of(folder: Path, stage: str) -> set[str]:
+    """Names of what the log has of a stage, beside the update and the time."""
+    records = (record for record in read_log(folder) if record["stage"] == stage)
+    return {name for record in records for name in record} - {"stage", "step", "seconds"}
+
+
 def charts(folder: Path) -> dict[str, dict[str, str]]:
     """Stage -> figure -> chart as an SVG element; a figure of unseen clips lies in the chart of its name."""
     return {

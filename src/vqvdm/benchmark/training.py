@@ -95,8 +95,7 @@ def _reading_latents(subject: Subject, folder: Path) -> Stage:
 
 
 def _take(cache: LatentCache, number: int) -> None:
-    for k in range(number):
-        cache[(k % len(cache), k)]
+    cache.batch([(k % len(cache), k) for k in range(number)])
 
 
 def _moving(seed: int, frames: int) -> Video:

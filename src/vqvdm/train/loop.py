@@ -23,11 +23,11 @@ from vqvdm import __version__
 from vqvdm.errors import InputError
 from vqvdm.files import whole_folder
 from vqvdm.lock import sole_writer
-from vqvdm.processes import on_cpu
+from vqvdm.processes import on_cpu, this_process
 from vqvdm.processor import fast_bf16
 from vqvdm.recipe import Recipe, TrainingRecipe
-from vqvdm.runs import best_step, write_curves
-from vqvdm.structure import plain, structure
+from vqvdm.runs import best_step, figures_of, write_curves
+from vqvdm.structure import did_you_mean, plain, structure
 from vqvdm.train.checkpoint import (
     Checkpoint,
     check_fits,
@@ -160,6 +160,7 @@ def make_accelerator(training: TrainingRecipe, run: Path) -> Accelerator:
     missing = [tracker for tracker in training.trackers if tracker not in available]
     if missing:
         raise InputError(f"training.trackers asks for {missing[0]}, which is not installed: pip install {missing[0]}")
+    this_process()  # before accelerate makes it known, with less patience
     return Accelerator(
         cpu=on_cpu(),
         mixed_precision="no",
@@ -214,7 +215,7 @@ class _Session:
         self.folder = run / "checkpoints" / stage.name
         self.main = accelerator.is_main_process
         self.counters = _Counters()
-        self.meter, self.rolled_back = Meter(), False
+        self.meter, self.rolled_back, self.warned = Meter(), False, False
         self.changes: list[str] = []  # of the recipe since the checkpoint
         checkpoint = self._newest()
         if checkpoint is None:
@@ -315,8 +316,19 @@ class _Session:
             if figures:
                 self.log.write(self.counters.step, figures)
                 self.progress.say("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            self._check_keep_best()
             write_curves(self.run, self.stage.name)
         self._mark()
+
+    def _check_keep_best(self) -> None:
+        """Once, when the log has all kinds of figures, warn of a `keep_best` that is none of them."""
+        name, known = self.training.keep_best, figures_of(self.run, self.stage.name)
+        if name is not None and name not in known and not self.warned:
+            self.warned = True
+            self.progress.say(
+                f"warning: no checkpoint is kept as the best: {self.stage.name}.training.keep_best is {name!r}, and "
+                f"the log has {', '.join(sorted(known))}{did_you_mean(name, known)}"
+            )
 
     def export_model(self, last: bool) -> None:
         """Replace the exported model."""
