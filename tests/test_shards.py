@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
 import json
 import os
 import pickle
@@ -511,6 +512,19 @@ def test_remote_files_are_what_was_announced(server, written):
         remote.fetch_bytes(f"{server.url}/index.json", 10)
 
 
+def test_a_disk_that_fills_up_leaves_no_part(server, written, monkeypatch):
+    shard = json.loads((written / INDEX).read_text())["shards"][0]
+
+    def fill(url, file, most):
+        file.write(b"some")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(remote, "_download", fill)
+    with pytest.raises(InputError, match=r"cannot be written .*No space left"):
+        ShardCache().open(f"{server.url}/{shard['name']}", shard["size"], shard["sha256"])
+    assert not list((cache_folder() / "shards").glob("*.part"))
+
+
 def test_a_killed_download_leaves_nothing_that_is_taken_for_a_shard(written, server):
     tar = json.loads((written / INDEX).read_text())["shards"][0]
     folder = cache_folder() / "shards"
@@ -593,6 +607,27 @@ def test_the_shards_that_were_not_read_for_longest_go_first(server, written, mon
         monkeypatch.setenv(LIMIT, text)
         with pytest.raises(InputError, match=f"{LIMIT} is '{text}', but must be a number of gigabytes"):
             read(third)
+
+
+def test_an_epoch_fetches_each_shard_once_though_one_has_room(server, written, monkeypatch):
+    sizes = [shard["size"] for shard in json.loads((written / INDEX).read_text())["shards"]]
+    url = f"{server.url}/index.json"
+    assert _open(url).rounds is None  # all have room
+    assert _open(written).rounds is None
+    monkeypatch.setenv(LIMIT, repr(max(sizes) / 1e9))
+    dataset = _open(url)
+    assert dataset.rounds.at_once == 1
+
+    def fetches(seed, rounds):
+        shutil.rmtree(cache_folder() / "shards", ignore_errors=True)
+        server.handler.paths.clear()
+        order = Order(seed=seed, length=len(dataset), batch=1, rounds=rounds)
+        seen = list(updates(order, dataset, 0, len(dataset), 0, torch.device("cpu")))
+        assert len(seen) == len(dataset)
+        return len([path for path in server.handler.paths if path.endswith(".tar")])
+
+    assert [fetches(seed, dataset.rounds) for seed in range(3)] == [2, 2, 2]  # the training's
+    assert max(fetches(seed, None) for seed in range(3)) > 2
 
 
 def test_workers_share_the_cache_whatever_its_size(clips, written, tmp_path, monkeypatch):

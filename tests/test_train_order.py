@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from vqvdm.data.shards import Rounds
 from vqvdm.errors import InputError
 from vqvdm.train.order import Batch, Order, seed_of, updates
 
@@ -44,6 +45,19 @@ def test_each_epoch_sees_every_clip_once_in_an_order_and_with_draws_of_its_own()
     assert len({draw for _, draw in picks}) == 21
     assert all(0 <= draw < 2**31 for _, draw in picks)
     assert [Order(seed=4, length=7, batch=2).pick(number) for number in range(21)] != picks
+
+
+def test_clips_of_a_bundle_are_seen_near_each_other_and_each_once() -> None:
+    bundles = tuple(tuple(range(k, 40, 8)) for k in range(8))  # eight of five clips each
+    order = Order(seed=3, length=40, batch=4, rounds=Rounds(bundles, at_once=3))
+    epochs = [[order.pick(epoch * 40 + place)[0] for place in range(40)] for epoch in range(4)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(40))
+        rounds = [epoch[start : start + 15] for start in (0, 15, 30)]
+        assert [len({clip % 8 for clip in clips}) for clips in rounds] == [3, 3, 2]
+        assert [clip % 8 for clip in rounds[0]] != sorted(clip % 8 for clip in rounds[0]), "mixed"
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert len({frozenset(clip % 8 for clip in epoch[:15]) for epoch in epochs}) > 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +23,7 @@ from vqvdm.errors import InputError
 from vqvdm.video import Video, to_clip
 
 if TYPE_CHECKING:
-    from vqvdm.data.shards import Shards
+    from vqvdm.data.shards import Rounds, Shards
 
 logger = logging.getLogger(__name__)
 
@@ -196,6 +197,11 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
     def names(self) -> tuple[str, ...]:
         """The path of each video, below `root`."""
         return tuple(source.path for source in self._sources)
+
+    @cached_property
+    def rounds(self) -> Rounds | None:
+        """In which order a training shall visit the clips, where not in any."""
+        return None if isinstance(self.root, Path) else self.root.rounds(self.names)
 
     def digest(self) -> str:
         """Changes with the videos: which they are, in what order, their labels and rates, their files' sizes and times.

@@ -102,7 +102,7 @@ class ShardCache:
 
         try:
             _retried(attempt, url)
-        except InputError:
+        except (InputError, OSError):  # a full disk, too
             part.unlink(missing_ok=True)
             raise
         # Opened before it has its name: from then on another process may delete it.
@@ -121,7 +121,7 @@ def make_room(folder: Path, size: int) -> None:
                 files.append((status.st_mtime, status.st_size, path))
             elif path.suffix == ".part" and time.time() - status.st_mtime > _ABANDONED:
                 path.unlink()
-    excess = sum(length for _, length, _ in files) + size - _limit()
+    excess = sum(length for _, length, _ in files) + size - cache_limit()
     for _, length, path in sorted(files):
         if excess <= 0:
             return
@@ -130,8 +130,11 @@ def make_room(folder: Path, size: int) -> None:
         excess -= length
 
 
-def _limit() -> float:
-    """Bytes."""
+def cache_limit() -> float:
+    """Bytes that the cache may take.
+
+    Raises InputError if the environment names no number.
+    """
     text = os.environ.get(LIMIT) or str(_DEFAULT_LIMIT)
     try:
         limit = float(text)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from vqvdm.data.index import Entry, is_sound, read_info
 from vqvdm.data.listing import Listing, Sample
-from vqvdm.data.remote import ShardCache, fetch_bytes, is_url, neighbour
+from vqvdm.data.remote import ShardCache, cache_limit, fetch_bytes, is_url, neighbour
 from vqvdm.decode import FileSlice
 from vqvdm.errors import InputError, reason_of
 from vqvdm.files import sha256_of
@@ -47,6 +47,14 @@ class Place:
     shard: int
     offset: int
     length: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rounds:
+    """How an epoch visits a data set that has no room on the disk: some bundles at a time, in an order of its own."""
+
+    bundles: tuple[tuple[int, ...], ...]  # numbers of the clips of each shard
+    at_once: int
 
 
 class Shards:
@@ -106,6 +114,20 @@ class Shards:
         """Changes with the content of the video at `path`; nothing is read."""
         place = self._places[path]
         return f"{self.shards[place.shard].sha256} {place.offset} {place.length}"
+
+    def rounds(self, paths: Sequence[str]) -> Rounds | None:
+        """How to visit the videos at `paths` so that each shard is fetched about once; None where all have room.
+
+        Two rounds fit into the cache: what is read ahead belongs to the next one already.
+        """
+        sizes = [shard.size for shard in self.shards]
+        limit = cache_limit() if self._cache else math.inf
+        if sum(sizes) <= limit:
+            return None
+        bundles: dict[int, list[int]] = {}
+        for number, path in enumerate(paths):
+            bundles.setdefault(self._places[path].shard, []).append(number)
+        return Rounds(tuple(map(tuple, bundles.values())), max(int(limit / 2 / max(sizes)), 1))
 
     def _path(self, shard: Shard) -> Path:
         return Path(self.address).with_name(shard.name)

@@ -410,6 +410,7 @@ class _Session:
             accumulate=training.accumulate,
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
+            rounds=getattr(self.dataset, "rounds", None),
         )
         self.batches: Iterator[list[Batch]] = updates(
             self.order, self.dataset, self.counters.step, training.steps, self.stage.workers, accelerator.device

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from vqvdm.data.shards import Rounds
 from vqvdm.data.workers import DIED, leave_signals_to_parent, loading
 from vqvdm.errors import InputError, reason_of
 
@@ -49,6 +50,7 @@ class Order:
         batch: samples per process and micro-batch.
         accumulate: micro-batches per update.
         rank, processes: this process, and how many there are.
+        rounds: clips of one bundle are seen near each other; without it any order is as likely.
     """
 
     seed: int
@@ -57,6 +59,7 @@ class Order:
     accumulate: int = 1
     rank: int = 0
     processes: int = 1
+    rounds: Rounds | None = None
 
     @property
     def size(self) -> int:
@@ -71,12 +74,19 @@ class Order:
     def pick(self, number: int) -> tuple[int, int]:
         """(index, draw) of a sample number: the clip, and the seed of its window, crop and flip (0..2**31-1)."""
         epoch, place = divmod(number, self.length)
-        return int(_permutation(self.seed, epoch, self.length)[place]), seed_of(self.seed, "draw", number) % 2**31
+        return int(_permutation(self.seed, epoch, self.length, self.rounds)[place]), seed_of(
+            self.seed, "draw", number
+        ) % 2**31
 
 
 @lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, length: int) -> Tensor:
-    return torch.randperm(length, generator=generator(seed, "epoch", epoch), dtype=torch.int64)
+def _permutation(seed: int, epoch: int, length: int, rounds: Rounds | None) -> Tensor:
+    source = generator(seed, "epoch", epoch)
+    if rounds is None:
+        return torch.randperm(length, generator=source, dtype=torch.int64)
+    bundles = torch.randperm(len(rounds.bundles), generator=source).split(rounds.at_once)
+    parts = [torch.tensor([clip for k in some.tolist() for clip in rounds.bundles[k]]) for some in bundles]
+    return torch.cat([part[torch.randperm(len(part), generator=source)] for part in parts])
 
 
 class _StepSampler(Sampler[list[tuple[int, int]]]):
