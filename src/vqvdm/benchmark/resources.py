@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+
+from vqvdm.flops import flop_counter
 
 POWERCAP = Path("/sys/class/powercap")  # of Linux: energy of each processor package, for root
 
@@ -42,7 +43,7 @@ class Work:
 
 def work_of(run: Callable[[], object]) -> Work:
     """Count one run, as torch executes it."""
-    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as flops, _Traffic() as traffic:
+    with flop_counter() as flops, _Traffic() as traffic:
         run()
     return Work(float(flops.get_total_flops()), float(traffic.moved))
 
@@ -76,21 +77,6 @@ def _bytes(tensor: Tensor) -> int:
 def _strides(tensor: Tensor) -> tuple[int, ...]:
     # Packed weights have no strides.
     return (1,) * tensor.dim() if tensor.layout is not torch.strided else tensor.stride()
-
-
-def _packed_flops(*shapes: Any, out_shape: torch.Size) -> int:
-    """Of a layer with packed weights: product and sum for each weight that each output meets."""
-    # Input, what is added if anything is, weight; then a bias of one dimension, and numbers.
-    weight = [shape for shape in shapes if isinstance(shape, torch.Size) and len(shape) > 1][-1]
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
-
-
-# What torch does not count by itself.
-_UNCOUNTED = {
-    getattr(torch.ops.mkldnn, name): _packed_flops
-    for name in ("_convolution_pointwise", "_linear_pointwise")
-    if hasattr(torch.ops.mkldnn, name)
-}
 
 
 def energy_meter(device: torch.device, powercap: Path = POWERCAP) -> Callable[[], float] | None:

@@ -7,7 +7,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +22,7 @@ from vqvdm.errors import InputError
 from vqvdm.video import Video, to_clip
 
 if TYPE_CHECKING:
-    from vqvdm.data.shards import Rounds, Shards
+    from vqvdm.data.shards import Shards
 
 logger = logging.getLogger(__name__)
 
@@ -198,10 +197,15 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
         """The path of each video, below `root`."""
         return tuple(source.path for source in self._sources)
 
-    @cached_property
-    def rounds(self) -> Rounds | None:
-        """In which order a training shall visit the clips, where not in any."""
-        return None if isinstance(self.root, Path) else self.root.rounds(self.names)
+    @property
+    def at_once(self) -> int | None:
+        """How many bundles a training shall visit at a time; None where it may visit clips in any order."""
+        return None if isinstance(self.root, Path) else self.root.at_once
+
+    @property
+    def bundles(self) -> tuple[tuple[int, ...], ...]:
+        """Clips, by number, that lie together."""
+        return (tuple(range(len(self))),) if isinstance(self.root, Path) else self.root.bundles(self.names)
 
     def digest(self) -> str:
         """Changes with the videos: which they are, in what order, their labels and rates, their files' sizes and times.

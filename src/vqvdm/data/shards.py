@@ -115,19 +115,22 @@ class Shards:
         place = self._places[path]
         return f"{self.shards[place.shard].sha256} {place.offset} {place.length}"
 
-    def rounds(self, paths: Sequence[str]) -> Rounds | None:
-        """How to visit the videos at `paths` so that each shard is fetched about once; None where all have room.
+    @property
+    def at_once(self) -> int | None:
+        """How many shards a training should visit at a time, so that each is fetched about once an epoch.
 
-        Two rounds fit into the cache: what is read ahead belongs to the next one already.
+        Twice as many fit into the cache: what is read ahead belongs to the next ones already. None where all have room.
         """
         sizes = [shard.size for shard in self.shards]
         limit = cache_limit() if self._cache else math.inf
-        if sum(sizes) <= limit:
-            return None
+        return None if sum(sizes) <= limit else max(int(limit / 2 / max(sizes)), 1)
+
+    def bundles(self, paths: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The numbers of these paths by the shard they lie in."""
         bundles: dict[int, list[int]] = {}
         for number, path in enumerate(paths):
             bundles.setdefault(self._places[path].shard, []).append(number)
-        return Rounds(tuple(map(tuple, bundles.values())), max(int(limit / 2 / max(sizes)), 1))
+        return tuple(map(tuple, bundles.values()))
 
     def _path(self, shard: Shard) -> Path:
         return Path(self.address).with_name(shard.name)

@@ -106,7 +106,7 @@ def _bundled(clips: Sequence[Generated]) -> list[str]:
     ]
     return [
         '<h2 id="bundled">The model that comes with the package</h2>',
-        f"<p>Trained on the same world at {side}×{side} pixels, for hours, and made just now on this machine by what "
+        f"<p>Trained on the same world at {side}×{side} pixels, on a GPU, and made just now on this machine by what "
         f"<code>vqvdm sample</code> calls: the first clips of each class, not the best. The judge recognises "
         f"{right} of {len(clips)}. A click opens a clip as a video file.</p>",
         _PAUSE,
@@ -366,7 +366,7 @@ def _going_on(recipe: Recipe, run: Path) -> str:
     commands = {
         "Sample more": f"vqvdm sample {run} --classes left,orbit-right --count 8 --fps 12 --out samples",
         "Train the denoiser longer, from where it is": f"vqvdm demo{name}{place} denoiser.training.steps={longer}",
-        "The same recipe, trained longer": "vqvdm demo --recipe toy",
+        "The same world at 64×64 pixels, on a GPU": "vqvdm demo --recipe toy",
         "Your own clips, one folder a class": (
             "vqvdm data check CLIPS\n"
             "vqvdm train tokenizer asl64 data.path=CLIPS --run runs/mine\n"

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from torch.utils.flop_counter import FlopCounterMode
 
 from vqvdm.errors import InputError
+from vqvdm.flops import flop_counter
 from vqvdm.memory import available_memory, peak_memory
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.train.loop import Stage
@@ -159,9 +159,9 @@ def duration(seconds: float) -> str:
 def work_of_update(stage: Stage, dataset: Any, device: torch.device) -> Work:
     """By torch's counter, of an update of one clip; its steps are taken once more, to be counted by themselves."""
     step, batches = last_batches(replace(stage.training, batch=1, accumulate=1), dataset, device)
-    with FlopCounterMode(display=False) as whole:
+    with flop_counter() as whole:
         stage.update(step, batches)
-    with FlopCounterMode(display=False) as steps:
+    with flop_counter() as steps:
         for optimizer in stage.optimizers.values():
             optimizer.step()
     return Work(float(whole.get_total_flops() - steps.get_total_flops()), float(steps.get_total_flops()))

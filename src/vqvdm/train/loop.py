@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from vqvdm import __version__
+from vqvdm.data.shards import Rounds
 from vqvdm.errors import InputError
 from vqvdm.files import whole_folder
 from vqvdm.lock import sole_writer
@@ -321,13 +322,15 @@ class _Session:
         self._mark()
 
     def _check_keep_best(self) -> None:
-        """Once, when the log has all kinds of figures, warn of a `keep_best` that is none of them."""
-        name, known = self.training.keep_best, figures_of(self.run, self.stage.name)
-        if name is not None and name not in known and not self.warned:
+        """Once, when the log has figures of samples too, warn of a `keep_best` that is none of them."""
+        name = self.training.keep_best
+        if name is None or self.warned:
+            return
+        if name not in (known := figures_of(self.run, self.stage.name)):
             self.warned = True
             self.progress.say(
-                f"warning: no checkpoint is kept as the best: {self.stage.name}.training.keep_best is {name!r}, and "
-                f"the log has {', '.join(sorted(known))}{did_you_mean(name, known)}"
+                f"warning: no checkpoint is kept as the best so far: {self.stage.name}.training.keep_best is {name!r}, "
+                f"and the log has {', '.join(sorted(known))}{did_you_mean(name, known)}"
             )
 
     def export_model(self, last: bool) -> None:
@@ -410,12 +413,19 @@ class _Session:
             accumulate=training.accumulate,
             rank=accelerator.process_index,
             processes=accelerator.num_processes,
-            rounds=getattr(self.dataset, "rounds", None),
+            rounds=self._rounds(),
         )
         self.batches: Iterator[list[Batch]] = updates(
             self.order, self.dataset, self.counters.step, training.steps, self.stage.workers, accelerator.device
         )
         self._mark()
+
+    def _rounds(self) -> Rounds | None:
+        """How an epoch visits shards that lack room. One host decides: each may have room of its own."""
+        at_once = getattr(self.dataset, "at_once", None)
+        if self.accelerator.num_processes > 1:
+            (at_once,) = broadcast_object_list([at_once])
+        return None if at_once is None else Rounds(self.dataset.bundles, at_once)  # type: ignore[attr-defined]
 
     def _mark(self) -> None:
         """Time from here on counts as training."""
