@@ -155,7 +155,8 @@ def _encode_animation(video: Video, fps: float, form: str, comment: str | None) 
         images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
         options |= {"comment": comment.encode()} if comment is not None else {}
     else:
-        options |= {"quality": 90, "method": 4}
+        # Whole frames: parts of them pasted over the last one leave trails, and no smaller files.
+        options |= {"quality": 90, "method": 4, "kmin": 0, "kmax": 1}
         if comment is not None:
             exif = Image.Exif()
             exif[0x010E] = comment  # ImageDescription
