@@ -345,7 +345,15 @@ def test_the_recipe_table_is_right() -> None:
     """Names, sizes, latents and parameters, counted on the meta device."""
     rows = table_rows("README.md", "Recipes")
     assert sorted(row[0].strip("`") for row in rows) == packaged_names()
-    classes = {"toy": len(CLASSES), "demo": len(CLASSES), "asl64": 24, "asl64-gpu": 24, "paper-ucf101": 101, "ucf101": 101, "vdm": 101}
+    classes = {
+        "toy": len(CLASSES),
+        "demo": len(CLASSES),
+        "asl64": 24,
+        "asl64-gpu": 24,
+        "paper-ucf101": 101,
+        "ucf101": 101,
+        "vdm": 101,
+    }
     for name, _, clips, latents, tokenizer, denoiser, _ in rows:
         name = name.strip("`")
         recipe = Recipe.load(name)

@@ -24,9 +24,9 @@ SETTINGS = {"in_channels": 3, "channels": (8, 16), "blocks": 1, "head_dim": 8}
 torch.set_num_threads(1)
 
 
-def some_denoiser(num_classes: int = 3, seed: int = 0) -> VideoDenoiser:
+def some_denoiser(num_classes: int = 3, seed: int = 0, transformer: bool = False) -> VideoDenoiser:
     torch.manual_seed(seed)
-    denoiser = VideoDenoiser(**SETTINGS, num_classes=num_classes).eval()
+    denoiser = VideoDenoiser(**SETTINGS, num_classes=num_classes, transformer=transformer).eval()
     for parameter in denoiser.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -45,8 +45,9 @@ def test_without_peft_it_says_what_to_install():
         add_lora(some_denoiser(), 2)
 
 
-def test_classes_of_the_same_name_are_kept_and_new_ones_begin_as_none():
-    old, new = some_denoiser(3), some_denoiser(2, seed=1)
+@pytest.mark.parametrize("transformer", [False, True])
+def test_classes_of_the_same_name_are_kept_and_new_ones_begin_as_none(transformer: bool):
+    old, new = some_denoiser(3, transformer=transformer), some_denoiser(2, seed=1, transformer=transformer)
     start_denoiser_from(new, old, known={1: 2})
     torch.testing.assert_close(prediction(new, 1), prediction(old, 2))
     torch.testing.assert_close(prediction(new, 0), prediction(old, 3), msg="a new class begins as no class")
@@ -54,8 +55,9 @@ def test_classes_of_the_same_name_are_kept_and_new_ones_begin_as_none():
 
 
 @needs_peft
-def test_adapters_begin_as_nothing_and_merge_into_the_same():
-    plain, adapted = some_denoiser(), some_denoiser()
+@pytest.mark.parametrize("transformer", [False, True])
+def test_adapters_begin_as_nothing_and_merge_into_the_same(transformer: bool):
+    plain, adapted = some_denoiser(transformer=transformer), some_denoiser(transformer=transformer)
     before = prediction(adapted, 1)
     add_lora(adapted, 2)
     torch.testing.assert_close(prediction(adapted, 1), before)
