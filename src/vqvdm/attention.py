@@ -17,7 +17,23 @@ _FREQUENCIES = 100.0  # RoPE's base: latents are short, of tens of frames and te
 Turns = dict[int, Tensor]  # RoPE's angles (2, places, d) by the width d of a head: those of all blocks are made once
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
+    """Its heads: the layers before and after them, and what normalises queries and keys."""
+
+    norm: nn.LayerNorm
+
+    def __init__(self, channels: int, head_dim: int, qk_norm: bool = False, norm: nn.LayerNorm | None = None) -> None:
+        super().__init__()
+        self.heads = max(channels // head_dim, 1)
+        self.head_width = channels // self.heads
+        if norm is not None:  # first, since checkpoints keep the optimiser's state in the order of parameters
+            self.norm = norm
+        self.qkv = Linear(channels, 3 * channels)
+        self.out = Linear(channels, channels)
+        self.norm_qk = HeadNorm(self.head_width) if qk_norm else nn.Identity()
+
+
+class Attention(SelfAttention):
     """Self-attention within each frame or along time at each place, added to its input.
 
     Along time, queries and keys are rotated by their frame number (RoPE, Su et al. 2021, eq. 15), so any length works.
@@ -25,13 +41,7 @@ class Attention(nn.Module):
     """
 
     def __init__(self, channels: int, head_dim: int, qk_norm: bool = False) -> None:
-        super().__init__()
-        self.heads = max(channels // head_dim, 1)
-        self.head_width = channels // self.heads
-        self.norm = nn.LayerNorm(channels)
-        self.qkv = Linear(channels, 3 * channels)
-        self.out = Linear(channels, channels)
-        self.norm_qk = HeadNorm(self.head_width) if qk_norm else nn.Identity()
+        super().__init__(channels, head_dim, qk_norm, nn.LayerNorm(channels))
 
     def forward(self, x: Tensor, turns: Tensor | None = None) -> Tensor:
         """(b, c, t, h, w), unchanged: along time with `turns_of` its frames and `head_width`, else within frames."""
@@ -50,16 +60,8 @@ class Attention(nn.Module):
         return x + self.out(out).permute(0, 4, 1, 2, 3)
 
 
-class JointAttention(nn.Module):
+class JointAttention(SelfAttention):
     """Self-attention among all places of a clip, queries and keys rotated by frame, row and column (RoPE)."""
-
-    def __init__(self, channels: int, head_dim: int, qk_norm: bool = False) -> None:
-        super().__init__()
-        self.heads = max(channels // head_dim, 1)
-        self.head_width = channels // self.heads
-        self.qkv = Linear(channels, 3 * channels)
-        self.out = Linear(channels, channels)
-        self.norm_qk = HeadNorm(self.head_width) if qk_norm else nn.Identity()
 
     def forward(self, tokens: Tensor, turns: Tensor) -> Tensor:
         """(b, t, h, w, c), unchanged, with `turns_of_places` of its extent and `head_width`."""

@@ -22,7 +22,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vqvdm.attention import Attention, JointAttention, Turns, turns_of, turns_of_places
+from vqvdm.attention import Attention, JointAttention, SelfAttention, Turns, turns_of, turns_of_places
 from vqvdm.context import MASKS
 from vqvdm.errors import InputError
 from vqvdm.identity import Configured, changed_settings, fingerprint
@@ -203,8 +203,7 @@ class VideoDenoiser(ModelMixin, Configured, PeftAdapterMixin):
         self.norm = nn.GroupNorm(groups_of(width), width)
         self.head = Conv3d(width, in_channels * math.prod(patch), 3, padding=1)
         self.gradient_checkpointing = False
-        kinds = (Attention, JointAttention)
-        self._head_widths = {module.head_width for module in self.modules() if isinstance(module, kinds)}
+        self._head_widths = {module.head_width for module in self.modules() if isinstance(module, SelfAttention)}
         self.apply(_initialise)
         nn.init.zeros_(self.head.weight)
 
@@ -418,7 +417,7 @@ def _initialise(module: nn.Module) -> None:
     """Residual branches begin as the identity."""
     if isinstance(module, ResidualBlock):
         _zero(module.conv2)
-    elif isinstance(module, Attention | JointAttention):
+    elif isinstance(module, SelfAttention):
         _zero(module.out)
     elif isinstance(module, TransformerBlock):
         _zero(module.narrow)

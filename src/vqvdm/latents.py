@@ -326,6 +326,8 @@ class LatentCache(Dataset):
         self.index: dict[str, Any] = found
         self.classes: tuple[str, ...] = tuple(found["classes"])
         self.latent_shape: tuple[int, ...] = tuple(found["latent_shape"])
+        c, _, h, w = self.latent_shape
+        self._grid_shapes = {"latents": self.latent_shape, "stills": (2, c, h, w)}
         self._plan = Plan(found["videos"], found["windows"], found["flips"], found["shard_size"])
         self.variants: int = self._plan.windows * self._plan.copies
         self._sums = sums_in(found)  # compared where a shard is first used
@@ -360,9 +362,9 @@ class LatentCache(Dataset):
 
     def _check_shapes(self, file: Any, shard: int) -> None:
         """Raise `ValueError` if an open shard holds other tensors than the index says."""
-        plan, (c, t, h, w) = self._plan, self.latent_shape
+        plan = self._plan
         rows = min(plan.pairs_per_shard, plan.pairs - shard * plan.pairs_per_shard) * plan.copies
-        grids = {"latents": [rows, c, t, h, w], "stills": [rows, 2, c, h, w]}
+        grids = {name: [rows, *shape] for name, shape in self._grid_shapes.items()}
         found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  no mapping
         wanted = {name: [rows] for name in (*found, "class_label", "fps")}
         wanted |= {name: grids[name] for name in GRIDS if name in self._grids or name in found}
@@ -381,17 +383,12 @@ class LatentCache(Dataset):
         entries = torch.tensor([self._entry(index) for index in indices])
         per_shard = self._plan.pairs_per_shard * self._plan.copies
         shards, rows = entries // per_shard, entries % per_shard
-        grids: dict[str, list[Tensor]] = {name: [] for name in self._grids}
-        order = shards.argsort(stable=True)
-        for shard, wanted in zip(*_runs(shards[order], rows[order]), strict=True):
-            for name, parts in grids.items():
-                parts.append(self._shard(shard)[name][wanted])
-        back = order.argsort()
-        items = {
-            **{name: torch.cat(parts)[back].float() for name, parts in grids.items()},
-            "class_label": self.class_labels[entries],
-            "fps": self.fps[entries],
-        }
+        items = {name: torch.empty(len(entries), *self._grid_shapes[name]) for name in self._grids}
+        for shard in shards.unique().tolist():
+            here = (shards == shard).nonzero().squeeze(1)
+            for name in self._grids:
+                items[name][here] = self._shard(shard)[name][rows[here]].float()
+        items |= {"class_label": self.class_labels[entries], "fps": self.fps[entries]}
         if "seed" in self._entries:
             seeds = self._entries["seed"][entries].tolist()
             items["noise"] = torch.stack([noise_of(seed, self.latent_shape) for seed in seeds])
@@ -415,9 +412,3 @@ class LatentCache(Dataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}}
-
-
-def _runs(shards: Tensor, rows: Tensor) -> tuple[list[int], list[Tensor]]:
-    """The different ones of sorted `shards`, and the rows of each."""
-    different, counts = shards.unique_consecutive(return_counts=True)
-    return different.tolist(), list(rows.split(counts.tolist()))

@@ -207,15 +207,10 @@ def _clips(recipe: Recipe, device: torch.device, dtype: torch.dtype, folder: Pat
     return cases
 
 
-def _reader(folder: Path, number: int) -> Callable[[], None]:
+def _reader(folder: Path, number: int) -> Callable[[], object]:
     cache = LatentCache(folder)
     picks = np.random.default_rng(0).integers(0, number, _READS).tolist()
-
-    def run() -> None:
-        for pick in picks:
-            cache[pick]
-
-    return run
+    return partial(cache.batch, picks)
 
 
 _AXES: Mapping[str, Callable[[Recipe, torch.device, torch.dtype, Path], _Cases]] = {

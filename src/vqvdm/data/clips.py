@@ -204,8 +204,8 @@ class ClipDataset(Dataset[dict[str, torch.Tensor]]):
 
     @property
     def bundles(self) -> tuple[tuple[int, ...], ...]:
-        """Clips, by number, that lie together."""
-        return (tuple(range(len(self))),) if isinstance(self.root, Path) else self.root.bundles(self.names)
+        """Clips, by number, that lie together; none do in a folder."""
+        return () if isinstance(self.root, Path) else self.root.bundles(self.names)
 
     def digest(self) -> str:
         """Changes with the videos: which they are, in what order, their labels and rates, their files' sizes and times.

@@ -74,9 +74,8 @@ class Order:
     def pick(self, number: int) -> tuple[int, int]:
         """(index, draw) of a sample number: the clip, and the seed of its window, crop and flip (0..2**31-1)."""
         epoch, place = divmod(number, self.length)
-        return int(_permutation(self.seed, epoch, self.length, self.rounds)[place]), seed_of(
-            self.seed, "draw", number
-        ) % 2**31
+        clip = int(_permutation(self.seed, epoch, self.length, self.rounds)[place])
+        return clip, seed_of(self.seed, "draw", number) % 2**31
 
 
 @lru_cache(maxsize=2)
