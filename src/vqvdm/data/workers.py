@@ -12,9 +12,14 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, reason_of
 
-DIED = re.compile(r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)")
+_DIED = re.compile(r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)|Pin memory thread exited")
+_GONE = (EOFError, ConnectionError, FileNotFoundError)  # what asking a process that died for its tensors ends in
+
+
+class LoaderDied(InputError):
+    """A loader process is no more: too little memory, or a file that brought the decoder down."""
 
 
 def leave_signals_to_parent(worker: int) -> None:
@@ -32,20 +37,44 @@ def loading(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
 
     They leave SIGTERM to their parent, and Python would wait for ever for one that nobody has told to go. A mistake of
     the user's that one of them found is raised as if it had been found here. One that dies is told when it is asked for
-    data (as a RuntimeError that matches `DIED`): torch would raise that in a signal handler, anywhere in its parent.
+    data: torch would raise that in a signal handler, anywhere in its parent.
+
+    Raises:
+        LoaderDied: when the next data are asked for.
     """
     with ctrl_c_waits(), _deaths_are_told_late():
         loads = iter(loader)
     try:
-        yield loads
+        yield _deaths_named(loads)
     except InputError as error:
         _, found, message = str(error).rpartition("InputError: ")
-        if not found:
+        if not found or isinstance(error, LoaderDied):
             raise
         raise InputError(message.rstrip()) from error
     finally:
         if isinstance(loads, _MultiProcessingDataLoaderIter):
             loads._shutdown_workers()
+
+
+def _deaths_named(loads: Iterator[Any]) -> Iterator[Any]:
+    """Torch tells of most deaths itself. But what a process has sent are only names of shared memory, which it hands
+    out as they are received: then no one answers. (Its own mistakes come with a text that begins with "Caught".)
+    """
+    while True:
+        try:
+            item = next(loads)
+        except StopIteration:
+            return
+        except (RuntimeError, *_GONE) as error:
+            told = _DIED.match(str(error)) if isinstance(error, RuntimeError) else not str(error).startswith("Caught")
+            if not told:
+                raise
+            reason = reason_of(error) if isinstance(error, RuntimeError) else "it no longer answers"
+            raise LoaderDied(
+                f"a loader process died ({reason}): too little memory for so many of them, or a file that brings the "
+                "decoder down; data.workers=0 tells which"
+            ) from error
+        yield item
 
 
 @contextmanager

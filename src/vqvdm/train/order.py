@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from vqvdm.data.shards import Rounds
-from vqvdm.data.workers import DIED, leave_signals_to_parent, loading
-from vqvdm.errors import InputError, reason_of
+from vqvdm.data.workers import LoaderDied, leave_signals_to_parent, loading
+from vqvdm.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -201,16 +201,11 @@ def updates(
                 for batches in _grouped(order, loads, step, last, device):
                     yield batches
                     step, deaths = step + 1, 0
-        except RuntimeError as error:
-            if not DIED.match(str(error)):
-                raise
+        except LoaderDied as error:
             deaths += 1
             if deaths > _DEATHS:
-                raise InputError(
-                    f"loader processes died {deaths} times at update {step} ({reason_of(error)}): too little memory "
-                    f"for {workers} of them, or a file that brings the decoder down; data.workers=0 tells which"
-                ) from error
-            logger.warning("update %d: %s; others take their place", step, reason_of(error))
+                raise InputError(f"loader processes died {deaths} times at update {step}: {error}") from error
+            logger.warning("update %d: %s; others take their place", step, error)
 
 
 class _Batched(Dataset[Any]):
