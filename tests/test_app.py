@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import zipfile
+from concurrent.futures import Future
 
 import av
 import numpy as np
@@ -12,10 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny_pipeline import tiny_pipeline
+from tiny_pipeline import tiny_pipeline, tiny_studio
+from vqvdm import VQVDMPipeline, bundled
 from vqvdm.app.gallery import Gallery, Item
 from vqvdm.app.inspection import inspect, open_clip, picture_of_latents, picture_of_tokens
-from vqvdm.app.studio import Progress, Settings, Studio
+from vqvdm.app.maker import Maker
+from vqvdm.app.settings import Progress, Settings, described
+from vqvdm.app.studio import Studio
+from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 from vqvdm.generation import video_seed
 from vqvdm.metrics.quality import psnr, squared_errors
@@ -37,7 +44,7 @@ def gallery():
 
 @pytest.fixture
 def studio(gallery) -> Studio:
-    return Studio(tiny_pipeline(), "tiny", gallery)
+    return tiny_studio(gallery)
 
 
 def made(studio: Studio, *arguments, **named) -> list[str]:
@@ -87,7 +94,7 @@ def test_without_a_class_videos_are_unconditional(studio):
 
 
 def test_another_solver_holds_for_one_job(studio):
-    own = type(studio.pipeline.scheduler).__name__
+    own = type(studio.maker.pipeline.scheduler).__name__
     for solver, expected in (("euler", "Euler"), ("", own)):
         (token,) = made(studio, Settings(("up",), frames=4, steps=2, scheduler=solver))
         assert expected in studio.gallery.get(token).facts["scheduler"]
@@ -95,7 +102,7 @@ def test_another_solver_holds_for_one_job(studio):
 
 def test_closing_stops_at_once_and_the_next_job_works(studio):
     calls = []
-    studio.pipeline.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    studio.maker.pipeline.denoiser.register_forward_hook(lambda *_: calls.append(1))
     job = studio.generate(Settings(("up",), frames=4, steps=200))
     for _ in range(4):
         next(job)
@@ -138,6 +145,80 @@ def test_bad_settings_are_refused_and_the_studio_lives_on(studio, changes, messa
     with pytest.raises(InputError, match=message.replace("(", r"\(")):
         made(studio, settings)
     assert len(made(studio, Settings(("up",), frames=4, steps=2))) == 1
+
+
+@pytest.mark.parametrize(
+    "pipeline",
+    [
+        tiny_pipeline(),
+        tiny_pipeline(num_classes=5),
+        tiny_pipeline(num_classes=0, pixels=True),
+        tiny_pipeline(objective=Objective("flow")),
+        VQVDMPipeline.from_pretrained(bundled()),
+    ],
+)
+def test_what_files_say_of_a_model_is_what_it_says_itself(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    found = described("it", tmp_path)
+    assert found == Maker(pipeline, "it").described
+    assert list(found.classes) == [pipeline.id2label.get(k, str(k)) for k in range(pipeline.num_classes)]
+    assert list(found.schedulers) == pipeline.objective.scheduler_names()
+    first = 1 if pipeline.tokenizer is None else pipeline.tokenizer.factors[0]
+    assert found.step == first * pipeline.denoiser.factors[0]
+    assert found.reconstructs == (pipeline.tokenizer is not None)
+    defaults = {name: getattr(found.defaults, name) for name in ("fps", "frames", "steps", "guidance")}
+    config = pipeline.config
+    assert defaults == {
+        "fps": config["fps"],
+        "frames": config["num_frames"],
+        "steps": config["num_inference_steps"],
+        "guidance": config["guidance_scale"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("model_index.json", "num_frames", 0),
+        ("model_index.json", "id2label", None),
+        ("model_index.json", "fps", "fast"),
+        ("denoiser/config.json", "num_classes", 10**12),
+        ("denoiser/config.json", "patch", 2),
+        ("tokenizer/config.json", "strides", [[]]),
+    ],
+)
+def test_a_model_with_strange_files_is_loaded_before_it_is_described(file, key, value, tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    path = tmp_path / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    assert described("it", tmp_path) is None
+
+
+def test_the_page_is_made_before_the_libraries_of_the_networks_are_loaded():
+    code = "import sys, vqvdm.app.server, vqvdm.app.command; print([it for it in sys.modules if it == 'torch'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_job_waits_for_a_model_that_is_being_loaded_and_can_be_stopped(gallery):
+    maker = Future()
+    studio = Studio(Maker(tiny_pipeline(), "tiny").described, maker, gallery)
+    settings = Settings(("up",), frames=4, steps=2)
+    jobs = [studio.generate(settings, session=name) for name in ("waits", "stops")]
+    assert [next(job) for job in jobs] == [Progress(0, 2, None)] * 2
+    assert studio.forecast(1, 4, 2) == ""
+    studio.stop("stops")
+    assert list(jobs[1])[-1] == []
+    maker.set_result(Maker(tiny_pipeline(), "tiny"))
+    assert len(list(jobs[0])[-1]) == 1
+
+
+def test_a_model_that_cannot_be_loaded_is_told_to_who_waits(gallery):
+    maker = Future()
+    maker.set_exception(InputError("weights are damaged"))
+    studio = Studio(Maker(tiny_pipeline(), "tiny").described, maker, gallery)
+    with pytest.raises(InputError, match="weights are damaged"):
+        list(studio.generate(Settings(("up",), frames=4, steps=2)))
 
 
 def test_gallery_writes_every_format_with_its_facts(gallery):

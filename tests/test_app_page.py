@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tiny_pipeline import tiny_pipeline
+from tiny_pipeline import tiny_studio
 from vqvdm.errors import InputError
 from vqvdm.runs import LOG
 from vqvdm.video import read_video, write_video
@@ -28,7 +28,6 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install 'vqvdm[
 
 from vqvdm.app.gallery import Gallery
 from vqvdm.app.server import Server, _not_cut_off
-from vqvdm.app.studio import Studio
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,7 +47,7 @@ def address(tmp_path_factory) -> str:
     (runs / "first").mkdir()
     records = [{"stage": "tokenizer", "step": step, "loss": 1 / step} for step in (10, 20, 30)]
     (runs / "first" / LOG).write_text("".join(f"{json.dumps(record)}\n" for record in records))
-    with Gallery() as gallery, Server(Studio(tiny_pipeline(), "tiny", gallery), runs, "127.0.0.1", 0) as server:
+    with Gallery() as gallery, Server(tiny_studio(gallery), runs, "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.is_up:
@@ -356,7 +355,7 @@ def test_a_taken_port_is_named():
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        studio = Studio(tiny_pipeline(), "tiny", gallery)
+        studio = tiny_studio(gallery)
         with pytest.raises(InputError, match=f"port {port}"), Server(studio, Path("runs"), "127.0.0.1", port):
             pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -432,8 +433,10 @@ def test_a_bad_manifest_row_is_named(tmp_path, name, text, message):
 
 
 def test_missing_empty_and_unsuitable_folders(tmp_path):
-    with pytest.raises(InputError, match="absent: no such folder or manifest"):
+    with pytest.raises(InputError, match="absent: no such folder or manifest$"):
         find_videos(tmp_path / "absent")
+    with pytest.raises(InputError, match=f"^absent: no such folder or manifest in {re.escape(str(Path.cwd()))}, where"):
+        find_videos("absent")
     with pytest.raises(InputError, match=r"no videos found \(.*\.avi, .*folders of \.bmp"):
         find_videos(tmp_path)
     _touch(tmp_path, "a.mp4", "sub/notes.txt")

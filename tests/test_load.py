@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_pipeline import tiny_pipeline
+from tiny_pipeline import tiny_studio
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'vqvdm[app]'")
 
@@ -29,7 +29,8 @@ from starlette.requests import ClientDisconnect
 from vqvdm.app.command import main
 from vqvdm.app.gallery import Gallery, Item
 from vqvdm.app.server import Server, _not_cut_off
-from vqvdm.app.studio import Progress, Settings, Studio
+from vqvdm.app.settings import Progress, Settings
+from vqvdm.app.studio import Studio
 from vqvdm.app.uploads import sweep, swept_folder
 from vqvdm.app.waiting import Visitors
 from vqvdm.errors import InputError
@@ -46,14 +47,14 @@ torch.set_num_threads(1)
 @pytest.fixture
 def studio():
     with Gallery() as gallery:
-        yield Studio(tiny_pipeline(), "tiny", gallery)
+        yield tiny_studio(gallery)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A page that answers: address, API, studio, gradio's page, and functions by their names."""
     with Gallery() as gallery:
-        studio = Studio(tiny_pipeline(), "tiny", gallery)
+        studio = tiny_studio(gallery)
         with Server(studio, tmp_path_factory.mktemp("runs"), "127.0.0.1", 0) as server:
             thread = threading.Thread(target=server.run, daemon=True)
             thread.start()
@@ -125,7 +126,7 @@ def test_a_full_queue_says_that_it_is_busy_and_empties(served, monkeypatch):
 @pytest.mark.parametrize("way", ["hang up", "cancel"])
 def test_who_leaves_the_api_leaves_no_work_behind(served, way):
     called: list[int] = []
-    hook = served.studio.pipeline.denoiser.register_forward_hook(lambda *_: called.append(time.sleep(0.01) or 1))
+    hook = served.studio.maker.pipeline.denoiser.register_forward_hook(lambda *_: called.append(time.sleep(0.01) or 1))
     try:
         event = ask(served, way, steps=250, count=16).json()["event_id"]
         read(served, way, until="process_starts")
@@ -176,7 +177,7 @@ def test_who_waits_for_the_model_can_stop_and_leave(studio):
 
 
 def test_closing_does_not_wait_for_the_step(studio):
-    studio.pipeline.denoiser.register_forward_hook(lambda *_: time.sleep(1))
+    studio.maker.pipeline.denoiser.register_forward_hook(lambda *_: time.sleep(1))
     job = studio.generate(LONG)
     next(job)
     began = time.monotonic()
@@ -191,7 +192,7 @@ def test_what_is_stopped_after_the_last_step_is_not_kept(studio, monkeypatch):
         studio.stop("mine")
         return to_video(clip)
 
-    monkeypatch.setattr("vqvdm.app.studio.to_video", stopping)
+    monkeypatch.setattr("vqvdm.app.maker.to_video", stopping)
     *_, last = studio.generate(Settings(("up",), frames=4, steps=1), session="mine")
     assert last == [] and len(studio.gallery) == 0
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import torch
 
 from vqvdm import VideoDenoiser, VideoTokenizer, VQVDMPipeline
+from vqvdm.app.gallery import Gallery
+from vqvdm.app.maker import Maker
+from vqvdm.app.studio import Studio
 from vqvdm.diffusion import Objective
 
 LABELS = {0: "left", 1: "right", 2: "up"}
@@ -58,3 +63,10 @@ def tiny_pipeline(
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def tiny_studio(gallery: Gallery) -> Studio:
+    """Such a pipeline at work for the page."""
+    maker: Future[Maker] = Future()
+    maker.set_result(Maker(tiny_pipeline(), "tiny"))
+    return Studio(maker.result().described, maker, gallery)

@@ -1,20 +1,18 @@
-"""What a user names, found: a model on disk or on the hub, a device."""
+"""What a user names, loaded: a model on disk or on the hub; a device, a type."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from diffusers.utils import logging
 from safetensors import SafetensorError
 
-from vqvdm import models
 from vqvdm.errors import InputError, reason_of
+from vqvdm.models import find, find_pipeline
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processes import this_process
 from vqvdm.processor import fast_bf16
@@ -23,7 +21,6 @@ from vqvdm.tokenizer import VideoTokenizer
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that networks can be asked to compute in
 # What diffusers and a pipeline's constructor raise where a JSON file holds other kinds of values than they expect.
 _UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -71,15 +68,6 @@ def load_pipeline(
     return pipeline.to(pick_device(device))
 
 
-def find_pipeline(model: str | os.PathLike[str]) -> Path | None:
-    """The folder of a pipeline, which may be a run's; None for a name on the hub.
-
-    Raises:
-        InputError: there is none.
-    """
-    return _find(model, ("", "pipeline"), "model_index.json", "a pipeline (train a denoiser first)")
-
-
 def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> VideoTokenizer:
     """A tokenizer from its folder, from a pipeline or run folder that holds `tokenizer/`, bundled, or from the hub.
 
@@ -88,36 +76,11 @@ def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> Video
     """
     with _readable(model):
         places, marker, what = ("tokenizer", "pipeline/tokenizer", ""), "config.json", "a tokenizer"
-        folder = _find(model, places, marker, what) or _find(VQVDMPipeline.download(model), places, marker, what)
+        folder = find(model, places, marker, what) or find(VQVDMPipeline.download(model), places, marker, what)
         assert folder is not None  # what was downloaded is a folder
         tokenizer = VideoTokenizer.from_pretrained(os.fspath(folder), use_safetensors=True)
         _check_whole(tokenizer)  # pyrefly: ignore[bad-argument-type]
     return tokenizer.to(pick_device(device)).eval()  # pyrefly: ignore[bad-argument-type]
-
-
-def _find(model: str | os.PathLike[str], places: Sequence[str], marker: str, what: str) -> Path | None:
-    """The first of the places below `model` that holds the marker; None if `model` looks like a name on the hub.
-
-    A folder comes before a bundled model of its name.
-    """
-    if not Path(model).exists() and os.fspath(model) in models.names():
-        model = models.bundled(os.fspath(model))
-    if Path(model).is_dir():
-        found = [Path(model) / place for place in places if (Path(model) / place / marker).is_file()]
-        if not found:
-            looked = ", ".join(str(Path(model) / place / marker) for place in places)
-            raise InputError(f"{model} holds no {what.removeprefix('a ')}: there is none of {looked}")
-        return found[0]
-    beside = Path(model).parent
-    if not Path(model).exists() and beside.name and beside.is_dir():  # runs/toi: nobody means the hub
-        there = sorted(path.name for path in beside.iterdir() if path.is_dir() and path.name[0] != ".")
-        likely = ", ".join(get_close_matches(Path(model).name, there, n=5, cutoff=0))
-        raise InputError(f"there is no {model}; {beside} holds {likely or 'no folders'}")
-    if Path(model).exists() or not _HUB_ID.fullmatch(os.fspath(model)):
-        names = ", ".join(models.names())
-        there = f" nor of {names}" if names else "; this package came without its own model"
-        raise InputError(f"{model} is neither a folder nor a name on the hub (owner/name){there}")
-    return None
 
 
 def _check_whole(*networks: torch.nn.Module) -> None:

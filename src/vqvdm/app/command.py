@@ -5,11 +5,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import threading
+from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vqvdm import models
+from vqvdm.app.settings import described
 from vqvdm.errors import InputError
+
+if TYPE_CHECKING:
+    from vqvdm.app.maker import Maker
+
+T = TypeVar("T")
+_PATIENCE = 10.0  # seconds that the end waits for a model that is still being loaded
 
 
 def main(
@@ -40,16 +50,40 @@ def main(
     if port is not None and not 0 <= port <= 65535:
         raise InputError(f"--port must be from 0 to 65535, not {port}")
     few_arenas()
+    folder, name = models.find_pipeline(model), models.model_name(model)
+
+    def load() -> Maker:
+        from vqvdm.app.maker import Maker
+        from vqvdm.loading import load_pipeline, pick_device, pick_dtype
+
+        return Maker(load_pipeline(model, device, pick_dtype(dtype, pick_device(device))), name)
+
+    known = described(name, folder) if folder else None
+    maker: futures.Future[Maker] = futures.Future()
+    if known is None:
+        maker.set_result(load())
+        known = maker.result().described
     from vqvdm.app.gallery import Gallery
     from vqvdm.app.server import Server
     from vqvdm.app.studio import Studio
-    from vqvdm.loading import load_pipeline, pick_device, pick_dtype
-    from vqvdm.request import model_name
 
-    pipeline = load_pipeline(model, device, pick_dtype(dtype, pick_device(device)))
-    with Gallery() as gallery, Server(Studio(pipeline, model_name(model), gallery), runs, host, port) as server:
+    with Gallery() as gallery, Server(Studio(known, maker, gallery), runs, host, port) as server:
+        if not maker.done():
+            threading.Thread(target=_fulfil, args=(maker, load), daemon=True).start()
+        maker.add_done_callback(lambda made: server.stop() if made.exception() else None)
         print(f"vqvdm app: {server.address}  (Ctrl-C ends it)", flush=True)
         server.run()
+    futures.wait([maker], timeout=_PATIENCE)
+    if maker.done():
+        maker.result()  # raises what kept the model from being loaded
+
+
+def _fulfil(future: futures.Future[T], make: Callable[[], T]) -> None:
+    """The page is up while the libraries of the networks, which take longer than it, are still being loaded."""
+    try:
+        future.set_result(make())
+    except BaseException as problem:  # noqa: BLE001  raised where it is asked for
+        future.set_exception(problem)
 
 
 def few_arenas(most: int = 2) -> None:

@@ -13,12 +13,13 @@ import gradio as gr
 
 from vqvdm.app import html
 from vqvdm.app.mistakes import mistakes_shown, words_of
-from vqvdm.app.studio import MOST_FRAMES, MOST_STEPS, MOST_VIDEOS, Progress, Settings, Studio
+from vqvdm.app.settings import MOST_FRAMES, MOST_STEPS, MOST_VIDEOS, Described, Progress, Settings
+from vqvdm.app.studio import Studio
 from vqvdm.app.uploads import handed_out
 from vqvdm.app.waiting import has_left
 from vqvdm.decode import VIDEO_SUFFIXES
 from vqvdm.errors import InputError
-from vqvdm.request import Request, strange_rate
+from vqvdm.request import Request
 from vqvdm.video import FORMATS
 
 UPLOADS = sorted(VIDEO_SUFFIXES)  # kinds of files that are offered; others are refused by name
@@ -29,7 +30,7 @@ _LARGEST_SEED = 2**31 - 1
 
 def build(studio: Studio) -> None:
     """Put the tab's parts where gradio's current context is, and wire them."""
-    form = _form(studio)
+    form = _form(studio.described)
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=3, min_width=300, elem_classes="form"):
             for part in ("classes", "count", "fps", "frames"):
@@ -50,7 +51,7 @@ def build(studio: Studio) -> None:
     names = [*form, *given]
 
     def asked(*values: Any) -> tuple[Settings, Request]:
-        return _asked(studio, dict(zip(names, values, strict=True)))
+        return _asked(dict(zip(names, values, strict=True)))
 
     def run(settings: Settings, request: Request, session: str) -> Iterator[dict[Any, Any]]:
         began, shown = time.perf_counter(), ()
@@ -66,7 +67,7 @@ def build(studio: Studio) -> None:
                 else:
                     took = time.perf_counter() - began
                     made = "1 video" if len(event) == 1 else f"{len(event)} videos"
-                    doubt = strange_rate(studio.pipeline, settings.fps)
+                    doubt = studio.maker.doubt(settings.fps)
                     words = " ".join(filter(None, (f"{made} in {took:.1f} seconds.", doubt and f"But {doubt}.")))
                     words = words if event else "Stopped."
                     yield {videos: html.grid(studio.gallery, event), state: html.status(words)}
@@ -86,7 +87,7 @@ def build(studio: Studio) -> None:
             if event.act == "again":
                 yield {**_filled(form, settings), state: html.status(f"The settings of {item.name} are in the form.")}
                 return
-            longer = min(len(item.video) + studio.window // 2, MOST_FRAMES)
+            longer = min(len(item.video) + studio.described.window // 2, MOST_FRAMES)
             wanted, _ = asked(*values)
             settings = Settings(
                 settings.classes, 1, item.fps, longer, wanted.steps, wanted.guidance, wanted.scheduler, wanted.seed
@@ -113,9 +114,9 @@ def build(studio: Studio) -> None:
     _api(studio)
 
 
-def _form(studio: Studio) -> dict[str, Any]:
+def _form(model: Described) -> dict[str, Any]:
     """The parts of the form by the names of `Settings`, not yet placed."""
-    default, names = studio.defaults, studio.classes
+    default, names = model.defaults, list(model.classes)
     if len(names) > _FEW:
         classes: Any = gr.Dropdown(
             names, value=names[:1], multiselect=True, label="Classes", info="None: videos of no class", render=False
@@ -130,24 +131,23 @@ def _form(studio: Studio) -> dict[str, Any]:
             elem_classes="chips",
             render=False,
         )
-    step = studio.step
     return {
         "classes": classes,
         "count": gr.Slider(1, min(MOST_VIDEOS, 16), 1, step=1, label="Videos of each", render=False),
         "fps": gr.Slider(1, 60, default.fps, step=1, label="Frames per second", render=False),
         "frames": gr.Slider(
-            step,
-            max(8 * studio.window, studio.window),
+            model.step,
+            8 * model.window,
             default.frames,
-            step=step,
+            step=model.step,
             label="Frames",
-            info=f"more than {studio.window} are made window by window",
+            info=f"more than {model.window} are made window by window",
             render=False,
         ),
         "guidance": gr.Slider(1, 10, default.guidance, step=0.1, label="Guidance", info="1: none", render=False),
         "steps": gr.Slider(1, min(MOST_STEPS, 100), default.steps, step=1, label="Steps", render=False),
         "scheduler": gr.Dropdown(
-            [("the model's own", ""), *studio.pipeline.objective.scheduler_names()],
+            [("the model's own", ""), *((name, name) for name in model.schedulers)],
             value="",
             label="Solver",
             render=False,
@@ -173,7 +173,7 @@ def _given() -> dict[str, Any]:
     }
 
 
-def _asked(studio: Studio, values: dict[str, Any]) -> tuple[Settings, Request]:
+def _asked(values: dict[str, Any]) -> tuple[Settings, Request]:
     """Settings and what is given, from the values of the form."""
     seed = values["seed"] if values["seed"] is not None else 0
     if values["new_seed"]:
@@ -228,7 +228,7 @@ def _api(studio: Studio) -> None:
         seed: int = 0,
         form: str = "mp4",
     ) -> tuple[list[str], list[dict[str, Any]]]:
-        default = studio.defaults
+        default = studio.described.defaults
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise gr.Error(f"classes must be a list of names, not {classes!r}", print_exception=False)
         settings = Settings(

@@ -9,10 +9,9 @@ from html import escape
 
 import numpy as np
 from PIL import Image
-from torch import nn
 
 from vqvdm.app.gallery import Gallery, Item
-from vqvdm.app.studio import Progress, in_words
+from vqvdm.app.settings import Progress, in_words
 from vqvdm.video import Video, shrunk, strip
 
 _LINKS = {"mp4": "MP4", "gif": "GIF", "webp": "WebP", "png": "PNG"}
@@ -132,8 +131,3 @@ def picture(pixels: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def millions(network: nn.Module) -> str:
-    """How many parameters it has."""
-    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters"

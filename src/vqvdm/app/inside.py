@@ -11,18 +11,16 @@ import gradio as gr
 
 from vqvdm.app import html
 from vqvdm.app.generate import UPLOADS
-from vqvdm.app.inspection import open_clip, picture_of_latents, picture_of_tokens
 from vqvdm.app.reconstruct import inspected
 from vqvdm.app.studio import Studio
-from vqvdm.quantizers import ProductCodebook
 from vqvdm.video import Video
 
 _INVITATION = "Drop in a video: its latents and tokens appear here."
 
 
-def build(studio: Studio) -> None:
+def build(studio: Studio, tab: gr.Tab) -> None:
     """Put the tab's parts where gradio's current context is, and wire them."""
-    gr.HTML(_stages(studio))
+    drawn = gr.HTML(html.status("The model is being loaded."))
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=3, min_width=300, elem_classes="form"):
             file = gr.File(label="A video or GIF", file_types=UPLOADS, height=140)
@@ -33,24 +31,21 @@ def build(studio: Studio) -> None:
     def show(path: str | None) -> str:
         if not path:
             return html.status(_INVITATION)
-        return _insides(studio, lambda: open_clip(Path(path), studio.pipeline))
+        return _insides(studio, lambda: studio.maker.open_clip(Path(path)))
 
     model: dict[str, Any] = {"concurrency_limit": 1, "concurrency_id": "model", "api_visibility": "private"}
     file.change(show, file, shown, **model)
     example.click(lambda: _insides(studio, studio.own_clip), None, shown, **model)
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    tab.select(lambda: _stages(studio), None, drawn, **quiet)
 
 
 def _insides(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
     found = inspected(studio, clip)
-    words = "Latents: a column a channel, a row a frame in time; red above 0, blue below"
-    drawn = [(words, picture_of_latents(found.latents))]
-    if found.tokens is not None:
-        words = "Tokens: a column a book, a row a frame in time; each code has a colour of its own"
-        drawn.append((words, picture_of_tokens(found.tokens)))
     figures = "".join(
         f'<figure class="inside"><img src="{html.picture(picture)}" alt="{escape(words)}">'
         f"<figcaption>{escape(words)}</figcaption></figure>"
-        for words, picture in drawn
+        for words, picture in found.pictures().items()
     )
     picture = html.moving(found.real, found.fps, "the clip")
     first = f'<figure class="video">{picture}<figcaption><b>the clip</b></figcaption></figure>'
@@ -59,31 +54,8 @@ def _insides(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
 
 def _stages(studio: Studio) -> str:
     """Both networks as a chain of boxes with shapes and numbers of parameters."""
-    pipeline, config = studio.pipeline, studio.pipeline.config
-    size = (config["num_frames"], config["height"], config["width"])
-    clip = ("clip", "3 × " + " × ".join(map(str, size)))
-    latents = ("latents", " × ".join(map(str, pipeline.latent_shape(*size))))
-    tokenizer, denoiser = pipeline.tokenizer, pipeline.denoiser
-    first = ""
-    if tokenizer is not None:
-        codebook = tokenizer.codebook
-        books = f"{len(codebook.books)} books of " if isinstance(codebook, ProductCodebook) else ""
-        codes = "continuous" if codebook is None else f"{books}{codebook.num_codes:,} codes"
-        chain = [
-            clip,
-            ("encoder", html.millions(tokenizer.encoder)),
-            latents,
-            ("quantiser", codes),
-            ("decoder", html.millions(tokenizer.decoder)),
-            clip,
-        ]
-        first = f"<h3>Stage 1, the tokenizer</h3>{html.chain(chain)}"
-    levels = " · ".join(str(width) for width in denoiser.config["channels"])
-    chain = [
-        ("noise", latents[1]),
-        ("denoiser", f"{html.millions(denoiser)}, widths {levels}"),
-        (f"{config['num_inference_steps']} steps", f"guidance {config['guidance_scale']:g}"),
-        latents,
-    ]
-    classes = f"{pipeline.num_classes} classes" if pipeline.num_classes else "no classes"
-    return f"{first}<h3>Stage 2, the denoiser</h3>{html.chain(chain)}{html.status(f'Told: {classes}, the frame rate.')}"
+    drawn = [f"<h3>{escape(title)}</h3>{html.chain(boxes)}" for title, boxes in studio.maker.stages()]
+    number = len(studio.described.classes)
+    classes = f"{number} classes" if number else "no classes"
+    told = f"Told: {classes}, the frame rate. At work on this machine's {studio.maker.device}."
+    return f"{''.join(drawn)}{html.status(told)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vqvdm.data.clips import ClipTiming
 from vqvdm.decode import Video, probe, read_frames
@@ -19,6 +19,7 @@ from vqvdm.given import read_frames as fitted
 from vqvdm.metrics.quality import SSIM_LEAST_SIDE, psnr, squared_errors, ssim
 from vqvdm.perceptual import ALEXNET, LPIPS, SMALLEST_SIDE
 from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.quantizers import ProductCodebook
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.video import to_clip, to_video
 from vqvdm.weights.lpips import load_lpips
@@ -39,6 +40,22 @@ class Inspected:
     latents: Tensor  # (c, t, h, w), float32
     tokens: Tensor | None  # (t, h, w, books) int64; None without a codebook
     codes: int  # in each book
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Latents, and tokens if there are any, as pictures: uint8 (H, W, 3), by words that explain them."""
+        words = "Latents: a column a channel, a row a frame in time; red above 0, blue below"
+        drawn = {words: picture_of_latents(self.latents)}
+        if self.tokens is not None:
+            words = "Tokens: a column a book, a row a frame in time; each code has a colour of its own"
+            drawn[words] = picture_of_tokens(self.tokens)
+        return drawn
+
+    def frequencies(self) -> list[int]:
+        """How often the codes of the first book occur, the most frequent first; none without a codebook."""
+        if self.tokens is None:
+            return []
+        counts = self.tokens[..., 0].unique(return_counts=True)[1]
+        return sorted(counts.tolist(), reverse=True)
 
 
 def open_clip(path: Path, pipeline: VQVDMPipeline, start: float = 0.0) -> tuple[Video, float]:
@@ -88,6 +105,33 @@ def inspect(pipeline: VQVDMPipeline, video: Video, fps: float) -> Inspected:
     difference = np.clip(127 + _STRESSED * (made.astype(np.int16) - video), 0, 255).astype(np.uint8)
     figures = _quality(video, made) | _size(tokenizer, video, tokens, codes)
     return Inspected(video, made, difference, fps, figures, latents[0].float().cpu(), tokens, codes)
+
+
+def stages(pipeline: VQVDMPipeline) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Both networks as chains of boxes: (title, [(name, shapes or numbers of parameters)])."""
+    config, tokenizer, denoiser = pipeline.config, pipeline.tokenizer, pipeline.denoiser
+    size = (config["num_frames"], config["height"], config["width"])
+    clip = ("clip", "3 × " + " × ".join(map(str, size)))
+    latents = ("latents", " × ".join(map(str, pipeline.latent_shape(*size))))
+    drawn = []
+    if tokenizer is not None:
+        codebook = tokenizer.codebook
+        books = f"{len(codebook.books)} books of " if isinstance(codebook, ProductCodebook) else ""
+        codes = "continuous" if codebook is None else f"{books}{codebook.num_codes:,} codes"
+        encoder, decoder = ("encoder", _millions(tokenizer.encoder)), ("decoder", _millions(tokenizer.decoder))
+        drawn.append(("Stage 1, the tokenizer", [clip, encoder, latents, ("quantiser", codes), decoder, clip]))
+    levels = " · ".join(str(width) for width in denoiser.config["channels"])
+    chain = [
+        ("noise", latents[1]),
+        ("denoiser", f"{_millions(denoiser)}, widths {levels}"),
+        (f"{config['num_inference_steps']} steps", f"guidance {config['guidance_scale']:g}"),
+        latents,
+    ]
+    return [*drawn, ("Stage 2, the denoiser", chain)]
+
+
+def _millions(network: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.2f} M parameters"
 
 
 def _quality(real: Video, made: Video) -> dict[str, str]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gradio as gr
-import numpy as np
 
 from vqvdm.app import html
 from vqvdm.app.gallery import Item
 from vqvdm.app.generate import UPLOADS
-from vqvdm.app.inspection import Inspected, inspect, open_clip
 from vqvdm.app.mistakes import mistakes_shown
 from vqvdm.app.studio import Studio
 from vqvdm.app.uploads import handed_out
 from vqvdm.video import Video
+
+if TYPE_CHECKING:
+    from vqvdm.app.inspection import Inspected
 
 _INVITATION = "Drop in a video: a clip of it goes through the tokenizer and back."
 _SHOWN = (("original", "real"), ("reconstruction", "made"), ("difference × 4", "difference"))
@@ -35,7 +36,7 @@ def build(studio: Studio) -> None:
     def show(path: str | None, start: float | None) -> str:
         if not path:
             return html.status(_INVITATION)
-        return _shown(studio, lambda: open_clip(Path(path), studio.pipeline, start or 0.0))
+        return _shown(studio, lambda: studio.maker.open_clip(Path(path), start or 0.0))
 
     def show_own() -> str:
         return _shown(studio, studio.own_clip)
@@ -50,7 +51,7 @@ def build(studio: Studio) -> None:
 def inspected(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> Inspected:
     """What the tokenizer makes of a clip; gradio's error for a user's mistake."""
     with mistakes_shown():
-        return inspect(studio.pipeline, *clip())
+        return studio.maker.inspect(*clip())
 
 
 def _shown(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
@@ -68,9 +69,9 @@ def _shown(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
 
 def _histogram(found: Inspected) -> str:
     """How often the codes of the first book occur, the most frequent first."""
-    if found.tokens is None:
+    counts = found.frequencies()
+    if not counts:
         return ""
-    counts = np.sort(np.unique(found.tokens[..., 0].numpy(), return_counts=True)[1])[::-1]
     bars = "".join(
         f'<rect x="{k}" y="{40 - 40 * n / counts[0]:.1f}" width="0.9" height="{40 * n / counts[0]:.1f}"/>'
         for k, n in enumerate(counts[:256])
@@ -89,7 +90,7 @@ def _api(studio: Studio) -> None:
     def reconstruct(path: str, start: float = 0.0) -> tuple[str, dict[str, str]]:
         if not path:
             raise gr.Error("no video is given", print_exception=False)
-        found = inspected(studio, lambda: open_clip(Path(path), studio.pipeline, start))
+        found = inspected(studio, lambda: studio.maker.open_clip(Path(path), start))
         item = Item(found.made, found.fps, "reconstruction", {"generator": studio.generator})
         return handed_out(item, "mp4"), dict(found.figures)
 

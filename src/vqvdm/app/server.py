@@ -24,7 +24,8 @@ from starlette.requests import ClientDisconnect
 
 from vqvdm.app.gallery import MEDIA_TYPES, Gallery
 from vqvdm.app.page import looks, make_page
-from vqvdm.app.studio import MOST_VIDEOS, Studio
+from vqvdm.app.settings import MOST_VIDEOS
+from vqvdm.app.studio import Studio
 from vqvdm.app.uploads import swept_folder
 from vqvdm.app.waiting import bound
 from vqvdm.errors import InputError

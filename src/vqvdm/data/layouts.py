@@ -40,7 +40,8 @@ def find_videos(path: str | Path, layout: Layout = "auto", split: int = 1) -> Li
         return list_shards(path)
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"{path}: no such folder or manifest")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}, where relative paths begin"
+        raise InputError(f"{path}: no such folder or manifest{where}")
     if layout == "auto":
         layout = _detect(path)
     if layout == "shards":

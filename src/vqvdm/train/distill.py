@@ -23,8 +23,9 @@ from vqvdm.files import whole_folder
 from vqvdm.generation import usual_batch
 from vqvdm.identity import own_settings
 from vqvdm.latents import LatentCache, noise_of, write_pairs
-from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
+from vqvdm.loading import load_pipeline, pick_device, pick_dtype
 from vqvdm.lock import sole_writer
+from vqvdm.models import find_pipeline
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.train.denoiser import train_denoiser

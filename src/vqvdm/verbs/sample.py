@@ -13,8 +13,9 @@ from vqvdm.errors import InputError, check_at_least_one
 from vqvdm.files import check_writable
 from vqvdm.generation import Order, compile_for, generate, make_orders, usual_batch
 from vqvdm.loading import load_pipeline, own_device, pick_dtype
+from vqvdm.preparation import prepare
 from vqvdm.processes import this_process
-from vqvdm.request import Request, prepare, provenance, strange_rate
+from vqvdm.request import Request, provenance, strange_rate
 from vqvdm.video import Video, enlarged, write_sheet, write_video
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,9 @@ from vqvdm.errors import InputError, reason_of
 from vqvdm.evaluation.features import Extractor
 from vqvdm.evaluation.report import table
 from vqvdm.files import check_writable, write_json, write_text
-from vqvdm.loading import find_pipeline, load_pipeline, pick_device, pick_dtype
+from vqvdm.loading import load_pipeline, pick_device, pick_dtype
 from vqvdm.metrics.protocol import Protocol
+from vqvdm.models import find_pipeline
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processes import this_process
 from vqvdm.schedulers import set_steps
