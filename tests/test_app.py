@@ -221,6 +221,17 @@ def test_a_model_that_cannot_be_loaded_is_told_to_who_waits(gallery):
         list(studio.generate(Settings(("up",), frames=4, steps=2)))
 
 
+@pytest.mark.slow
+def test_damaged_weights_end_the_page_with_a_message(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path)
+    weights = next((tmp_path / "denoiser").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    command = [sys.executable, "-m", "vqvdm", "app", str(tmp_path), "--port", "0", "--runs", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path} cannot be loaded")
+
+
 def test_gallery_writes_every_format_with_its_facts(gallery):
     token = gallery.add(Item(noise(), 8.0, "up-00", {"seed": 7}))
     for form in ("mp4", "webm", "gif"):

@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from tiny_pipeline import tiny_denoiser, tiny_pipeline, tiny_tokenizer
-from vqvdm import VQVDMPipeline
+from vqvdm import VQVDMPipeline, bundled
 from vqvdm.context import context_of
+from vqvdm.data.toy import ToyMotions
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
 from vqvdm.given import Keeper, read_given
+from vqvdm.video import to_clip
 
 SIZE = (8, 16, 16)
 torch.set_num_threads(1)
@@ -113,20 +115,36 @@ def test_nothing_given() -> None:
     assert read_given(None, None, None, None, SIZE) is None
 
 
-def test_context_is_runs_of_whole_latents_and_stills_at_the_ends() -> None:
+def test_context_is_whole_latents_and_stills_at_the_ends() -> None:
     tokenizer = tiny_tokenizer()  # two frames a latent
     video = np.stack([picture(k) for k in range(5)])
     given = read_given(None, picture(9), video, None, SIZE)
     context = Keeper(given, tokenizer, wanted=True).context
     known = torch.tensor([[True, True, False, False]])  # the fifth frame has no latent of its own
     latents = torch.zeros(1, 4, 4, 4, 4)
-    latents[:, :, :2] = tokenizer.encode(given.clip[:, :, :4])
+    held = given.clip[:, :, [0, 1, 2, 3, 4, 4, 7, 7]]
+    latents[:, :, :2] = tokenizer.encode(held)[:, :, :2]
     stills = torch.zeros(1, 2, 4, 4, 4)
     stills[:, 1] = tokenizer.encode(given.clip[:, :, -1:].repeat(1, 1, 2, 1, 1))[:, :, 0]
     torch.testing.assert_close(context, context_of(latents, known, stills, torch.tensor([[False, True]])))
     assert Keeper(given, tokenizer, wanted=False).context is None
     parts = read_given(None, None, video, np.eye(16), SIZE)
     assert Keeper(parts, tokenizer, wanted=True).context is None
+
+
+def test_context_is_near_to_the_latents_of_the_whole_clip_which_training_shows() -> None:
+    """Frames encoded by themselves end with latents of an end, whose colours are others."""
+    tokenizer = VQVDMPipeline.from_pretrained(bundled()).tokenizer
+    videos = np.stack([ToyMotions(size=64, frames=16).render(k, fps=12.0).video for k in range(4)])
+    clip = torch.stack([to_clip(video) for video in videos])
+    context = Keeper(read_given(None, None, videos[:, :8], None, (16, 64, 64), 4), tokenizer, wanted=True).context
+    with torch.inference_mode():
+        whole, alone = tokenizer.encode(clip)[:, :, :2], tokenizer.encode(clip[:, :, :8])
+
+    def shift(latents: torch.Tensor) -> float:
+        return (latents - whole).mean((3, 4)).square().mean().sqrt().item()
+
+    assert shift(context[:, :16, :2]) < 0.2 * shift(alone)
 
 
 def pixel_pipeline(prediction: str, context: bool) -> VQVDMPipeline:

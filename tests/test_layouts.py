@@ -433,7 +433,7 @@ def test_a_bad_manifest_row_is_named(tmp_path, name, text, message):
 
 
 def test_missing_empty_and_unsuitable_folders(tmp_path):
-    with pytest.raises(InputError, match="absent: no such folder or manifest$"):
+    with pytest.raises(InputError, match=r"absent: no such folder or manifest$"):
         find_videos(tmp_path / "absent")
     with pytest.raises(InputError, match=f"^absent: no such folder or manifest in {re.escape(str(Path.cwd()))}, where"):
         find_videos("absent")

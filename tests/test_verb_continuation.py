@@ -89,6 +89,10 @@ def test_windows_say_when_a_video_freezes_and_when_it_loses_its_class() -> None:
     assert [windows[0].motion, windows[2].motion] == [pytest.approx(1.0), 0.0]
     assert windows[1].motion == pytest.approx(changes_of(right).mean() / changes_of(left).mean())
     assert seen is not None and seen.tolist() == [[1.0, 0.0, 0.0]] * 3
+    assert windows[0].colour == 0.0
+    faded = long - (long // 8)
+    off = measured_windows(faded, long[:, :16], stretches, None)[0][0].colour
+    assert off == pytest.approx(np.abs(left.mean((1, 2, 3)) - faded[:, :16].mean((1, 2, 3))).mean())
     windows, seen = measured_windows(long, left, stretches, None)
     assert seen is None and windows[0].obeyed is None
 

@@ -7,7 +7,6 @@ clean clip corrected at every step, by pasting the given pixels into what they d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -205,21 +204,22 @@ class Keeper:
         return latents
 
     def _context(self, factor: int) -> Tensor:
-        """Runs of latents all of whose frames are given, encoded by themselves; single frames at the ends as stills."""
+        """Latents all of whose frames are given, encoded with these held still beside them; single frames as stills."""
         clip, frames, tokenizer = self._given.clip, self._given.frames, self._tokenizer
         known = frames.unflatten(1, (-1, factor)).all(2)  # (n, t)
         if tokenizer is None:
             return context_of(clip, known)
         pixels = clip.to(tokenizer.dtype)
-        latents = clip.new_zeros(len(clip), *tokenizer.latent_shape(*clip.shape[2:]))
-        for first, end in _runs(known[0].tolist()):
-            latents[:, :, first:end] = tokenizer.encode(pixels[:, :, first * factor : end * factor]).float()
+        latents = tokenizer.encode(pixels[:, :, _nearest(frames[0])]).float()
         still = torch.stack([frames[:, 0] & ~known[:, 0], frames[:, -1] & ~known[:, -1]], dim=1)
         stills = encode_stills(tokenizer, pixels) if still.any() else None
         return context_of(latents, known, stills, still)
 
 
-def _runs(known: Sequence[bool]) -> list[tuple[int, int]]:
-    """(first, end) of the stretches that are true."""
-    edges = [i for i in range(len(known) + 1) if (i > 0 and known[i - 1]) != (i < len(known) and known[i])]
-    return list(zip(edges[::2], edges[1::2], strict=True))
+def _nearest(known: Tensor) -> Tensor:
+    """For each of t frames the known one that is nearest, bool (t,) to int64 (t,).
+
+    A clip that ends where its known frames end has other last latents than one that goes on, as those in training do.
+    """
+    places, there = torch.arange(len(known), device=known.device), known.nonzero()[:, 0]
+    return there[(places[:, None] - there).abs().argmin(1)]

@@ -48,6 +48,8 @@ class Window:
     Attributes:
         first, end: its frames.
         motion: mean absolute change from frame to frame, over that of the real clips.
+        colour: mean over clips of how far the mean colour lies from that of the clip that is continued, in grey levels
+            of 255 (mean of three channels).
         obeyed: share in which the class is still seen; None where nobody can tell.
         fvd: to real clips; None where it was not measured.
     """
@@ -55,6 +57,7 @@ class Window:
     first: int
     end: int
     motion: float
+    colour: float
     obeyed: float | None = None
     fvd: float | None = None
 
@@ -125,19 +128,25 @@ def measured_windows(
 
     Args:
         long: the videos.
-        real: clips of the same kind.
+        real: the clips that they continue.
         stretches: as of `windows_of`.
         obeys: whether a clip (t, h, w, 3) shows the class of the video of that number.
     """
-    usual = changes_of(real).mean()
+    usual, colours = changes_of(real).mean(), _colours(real)
     seen = None
     if obeys is not None:
         seen = np.array([[obeys(n, video[a:b]) for a, b in stretches] for n, video in enumerate(long)], np.float64)
     windows = []
     for number, (first, end) in enumerate(stretches):
         motion = float(changes_of(long[:, first:end]).mean() / usual) if usual else float("nan")
-        windows.append(Window(first, end, motion, None if seen is None else float(seen[:, number].mean())))
+        colour = float(np.abs(_colours(long[:, first:end]) - colours).mean())
+        windows.append(Window(first, end, motion, colour, None if seen is None else float(seen[:, number].mean())))
     return windows, seen
+
+
+def _colours(clips: Clips) -> NDArray[np.float64]:
+    """Of each clip the mean: (n, 3)."""
+    return clips.mean(axis=(1, 2, 3))
 
 
 class Continuer:

@@ -228,7 +228,8 @@ def _given_table(given: dict[str, Kept]) -> str:
 
 
 def _long_table(windows: Sequence[Window]) -> str:
-    head, rows = ["frames", "motion"], [[f"{w.first} to {w.end - 1}", f"{w.motion:.2f}"] for w in windows]
+    head = ["frames", "motion", "colour off by"]
+    rows = [[f"{w.first} to {w.end - 1}", f"{w.motion:.2f}", f"{w.colour:.1f}"] for w in windows]
     for name, form in (("obeyed", ".3f"), ("fvd", ".0f")):
         if all(getattr(window, name) is not None for window in windows):
             head.append({"obeyed": "class kept", "fvd": "FVD"}[name])
