@@ -522,6 +522,27 @@ def test_frames_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path,
         probe(tmp_path / "frames")
 
 
+def test_frames_that_are_too_narrow_to_be_resized_are_refused(tmp_path):
+    Image.new("RGB", (2, 20_000)).save(tmp_path / "narrow.gif")
+    (tmp_path / "frames").mkdir()
+    Image.new("RGB", (2, 20_000)).save(tmp_path / "frames" / "0.png")
+    for path in (tmp_path / "narrow.gif", tmp_path / "frames"):
+        with pytest.raises(VideoError, match=r"is 2x20000; resized to a short side of 256, frames of 256x2560000"):
+            read_frames(path, [0], short_side=256)
+    assert read_frames(tmp_path / "narrow.gif", [0], short_side=4).shape == (1, 40_000, 4, 3)
+
+
+def test_frames_that_cannot_be_resized_are_told_with_the_reason(tmp_path, monkeypatch):
+    write_video(tmp_path / "video.mp4", np.zeros((4, 32, 48, 3), np.uint8), 8.0)
+
+    def refuses(*_, **__):
+        raise av.PatchWelcomeError(1, "not yet implemented")
+
+    monkeypatch.setattr("vqvdm.decode._to_rgb", refuses)
+    with pytest.raises(VideoError, match=r"video\.mp4: frames cannot be resized to 24x16 \(not yet implemented\)"):
+        read_frames(tmp_path / "video.mp4", [0], short_side=16)
+
+
 def test_a_format_without_a_decoder_is_named(tmp_path):
     drawing = tmp_path / "drawing.mp4"
     drawing.write_text("<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'></svg>")

@@ -213,11 +213,11 @@ def read_frames(
         return _read_folder(path, indices, short_side)
     found: list[Video] = []
     if info is not None and info.seekable and indices[0] > _SEEK_FROM:
-        found = _collect(_sought(path, info, indices[0]), indices, short_side)
+        found = _collect(path, _sought(path, info, indices[0]), indices, short_side)
     elif info is not None and info.keys:
-        found = _collect(_from_key(path, info.keys, indices[0]), indices, short_side)
+        found = _collect(path, _from_key(path, info.keys, indices[0]), indices, short_side)
     if len(found) < len(indices):
-        found = _collect(_sequence(path), indices, short_side)
+        found = _collect(path, _sequence(path), indices, short_side)
     if len(found) < len(indices):
         raise VideoError(path, f"frame {indices[len(found)]} does not decode")
     return np.stack(found)  # (t, h, w, 3)
@@ -353,7 +353,7 @@ def _from_key(path: _File, keys: Sequence[int], first: int) -> Iterator[_Numbere
             yield number, frames[0]
 
 
-def _collect(frames: Iterator[_Numbered], indices: Sequence[int], short_side: int | None) -> list[Video]:
+def _collect(path: _File, frames: Iterator[_Numbered], indices: Sequence[int], short_side: int | None) -> list[Video]:
     """RGB images of the frames numbered `indices`; fewer if the frames end, or begin too late."""
     found: list[Video] = []
     reformatter = VideoReformatter()
@@ -363,8 +363,11 @@ def _collect(frames: Iterator[_Numbered], indices: Sequence[int], short_side: in
             return []
         if number < indices[len(found)]:
             continue
-        size = size or _target_size(*_upright_size(frame), short_side)
-        image = _to_rgb(reformatter, frame, size)
+        size = size or _target_size(path, *_upright_size(frame), short_side)
+        try:
+            image = _to_rgb(reformatter, frame, size)
+        except av.FFmpegError as error:
+            raise VideoError(path, f"frames cannot be resized to {size[1]}x{size[0]} ({_reason(error)})") from error
         while len(found) < len(indices) and indices[len(found)] == number:
             found.append(image)
         if len(found) == len(indices):
@@ -377,11 +380,14 @@ def _upright_size(frame: av.VideoFrame) -> tuple[int, int]:
     return (frame.width, frame.height) if frame.rotation % 180 else (frame.height, frame.width)
 
 
-def _target_size(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+def _target_size(path: _File, height: int, width: int, short_side: int | None) -> tuple[int, int]:
     if short_side is None:
         return height, width
     scale = short_side / min(height, width)
-    return max(short_side, round(height * scale)), max(short_side, round(width * scale))
+    size = max(short_side, round(height * scale)), max(short_side, round(width * scale))
+    if excess := _excess(size[1], size[0]):  # a file of little size may be very long and narrow
+        raise VideoError(path, f"is {width}x{height}; resized to a short side of {short_side}, {excess}")
+    return size
 
 
 def _to_rgb(reformatter: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int]) -> Video:
@@ -442,10 +448,12 @@ def _read_image(path: Path, short_side: int | None) -> Video:
     vars(ImageFile)["LOAD_TRUNCATED_IMAGES"] = True  # a frame cut short still shows its upper part
     try:
         with Image.open(path) as image:
-            height, width = _target_size(image.height, image.width, short_side)
+            height, width = _target_size(path, image.height, image.width, short_side)
             # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is still large enough; half the time, the same to 52 dB.
             image.draft("RGB", (width, height))
             rgb = image.convert("RGB")
+    except VideoError:
+        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise VideoError(path, f"not a readable image ({_short(error)})") from error
     finally:
