@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import save
 
 import fuzz_weights as weights
+from fuzz_shards import shards, shards_seeds
 from fuzz_weights import header_of, with_header
 from fuzzing import Parser
 from tiny_pipeline import tiny_pipeline
@@ -377,6 +378,7 @@ PARSERS: Mapping[str, Parser] = {
     "index": Parser(_index, _index_seeds, "the cached index of a folder, and clips cut by it", "json"),
     "latents": Parser(_latents, _latents_seeds, "index.json of a latent cache", "json"),
     "latents-shard": Parser(_latents_shard, _latents_shard_seeds, "header of a latent cache's shard", "json"),
+    "shards": Parser(shards, shards_seeds, "index.json of shards, local and remote, and clips cut by it", "json"),
     "safetensors": Parser(
         weights.safetensors_header, weights.safetensors_seeds, "weights: header of .safetensors", "json"
     ),

@@ -28,3 +28,5 @@ def test_frame_rates_are_numbers_and_not_lists_of_them() -> None:
     assert frame_rates([torch.tensor(8), np.float32(12)], 2, 2) == [8.0, 8.0, 12.0, 12.0]
     with pytest.raises(InputError, match=r"fps must be a number, not \[8, 8\]"):
         frame_rates([[8, 8], [8]], 2, 1)
+    with pytest.raises(InputError, match="fps must be a number, not 1000"):
+        frame_rates(10**400, 1, 1)

@@ -130,12 +130,25 @@ def test_strange_numbers_in_the_index_of_a_latent_cache(key: str, value: object,
 
 
 @pytest.mark.parametrize("key", ["frames", "fps", "height", "start", "times", "keys", "seekable"])
-@pytest.mark.parametrize("value", [-1, 2**80, 1e400, float("nan"), "x", {}, [-1], [2, 1]])
+@pytest.mark.parametrize("value", [-1, 2**80, 1e400, 10**400, float("nan"), "x", {}, [-1], [2, 1], [10**400] * 6])
 def test_strange_numbers_in_the_index_of_a_folder(key: str, value: object, sandbox: Path) -> None:
     """The cache is then made anew: clips are cut as before."""
     stored = json.loads(_seeds("index")[0])
     stored["entries"]["a.gif"]["info"][key] = value
     assert watched(PARSERS["index"], json.dumps(stored).encode(), sandbox)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [("samples", 0, "start"), ("samples", 0, "fps"), ("videos", 0, "info", "start"), ("videos", 0, "info", "fps")],
+)
+def test_whole_numbers_beyond_a_float_in_the_index_of_shards(place: tuple[str | int, ...], sandbox: Path) -> None:
+    stored = json.loads(_seeds("shards")[1])
+    table = stored
+    for name in place[:-1]:
+        table = table[name]
+    table[place[-1]] = 10**400
+    assert not watched(PARSERS["shards"], json.dumps(stored).encode(), sandbox)
 
 
 def test_a_shard_of_other_shapes_is_refused(sandbox: Path) -> None:

@@ -6,6 +6,7 @@ import difflib
 import math
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from typing import Any
 
@@ -23,9 +24,10 @@ def number(name: str, value: Any) -> float:
     """A finite number from Python, NumPy or torch; truth values and text are none."""
     if isinstance(value, Tensor | np.ndarray | np.generic) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise InputError(f"{name} must be a number, not {value!r}")
-    return float(value)
+    with suppress(OverflowError):  # a whole number of hundreds of digits
+        if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    raise InputError(f"{name} must be a number, not {value!r}")
 
 
 def count(name: str, value: Any) -> int:

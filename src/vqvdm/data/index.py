@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import queue
 import subprocess
@@ -28,7 +27,7 @@ import vqvdm
 from vqvdm.decode import MOST_PIXELS, VideoError, VideoInfo, probe
 from vqvdm.errors import InputError
 from vqvdm.files import cache_folder, write_text
-from vqvdm.structure import parse_json
+from vqvdm.structure import is_finite, parse_json
 
 if TYPE_CHECKING:
     from vqvdm.data.shards import Shards
@@ -119,7 +118,7 @@ def is_sound(info: VideoInfo) -> bool:
     numbers = (info.fps, info.start, *times)
     return (
         all(type(number) is int for number in whole)
-        and all(type(number) in (int, float) and abs(number) < math.inf for number in numbers)
+        and all(map(is_finite, numbers))
         and (type(info.seekable), type(info.note)) == (bool, str)
         and 1 <= info.frames <= _MOST_FRAMES
         and min(info.height, info.width) >= 1

@@ -22,7 +22,7 @@ from vqvdm.data.remote import ShardCache, cache_limit, fetch_bytes, is_url, neig
 from vqvdm.decode import FileSlice
 from vqvdm.errors import InputError, reason_of
 from vqvdm.files import sha256_of
-from vqvdm.structure import parse_json
+from vqvdm.structure import is_finite, parse_json
 
 INDEX = "index.json"
 FORMAT = "vqvdm shards 1"
@@ -260,13 +260,9 @@ def _sample(fields: Mapping[str, Any], paths: Sequence[str], classes: frozenset[
     _check(isinstance(group, str), where, f"group {group!r} must be text")
     times = {name: fields.get(name) for name in ("start", "end", "fps")}
     for name, value in times.items():
-        _check(value is None or (_is_number(value) and value >= 0), where, f"{name} {value!r} must be a number")
+        _check(value is None or (is_finite(value) and value >= 0), where, f"{name} {value!r} must be a number")
     _check(times["fps"] != 0, where, "fps 0 must be above 0")
     return Sample(path, label, split, group, **times)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(value: object, low: int, high: int, what: str) -> int:
