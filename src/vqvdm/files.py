@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     Raises:
         InputError: the disk has no room, or the place cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{token_hex(4)}.part")  # processes of two hosts may have one number
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:

@@ -404,7 +404,7 @@ class LatentCache(Dataset):
         if shard not in self._mapped:
             path = self.folder / shard_name(shard)
             wanted = self._sums.get(path.name)
-            if wanted is not None and this_process().is_main_process and sha256_of(path) != wanted:
+            if wanted is not None and this_process().is_local_main_process and sha256_of(path) != wanted:
                 raise InputError(f"{path} is damaged (not what was written); run `vqvdm encode` again")
             with safe_open(path, "pt") as file:
                 self._mapped[shard] = {name: file.get_tensor(name) for name in self._grids}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -20,3 +22,13 @@ def on_cpu() -> bool:
 def this_process() -> PartialState:
     """Its number, how many there are, its device; the first call makes it known to the others."""
     return PartialState(cpu=on_cpu(), timeout=PATIENCE)
+
+
+@contextmanager
+def one_of_each_host_first() -> Iterator[None]:
+    """A block that one process of each host passes before the others: it makes the index of a folder, they find it.
+
+    Not one of all hosts: the index is kept in the user's cache, which may lie on each host's own disk.
+    """
+    with this_process().local_main_process_first():
+        yield

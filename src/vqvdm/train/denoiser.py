@@ -28,6 +28,7 @@ from vqvdm.identity import default_settings, own_settings
 from vqvdm.latents import LatentCache
 from vqvdm.loading import load_pipeline, load_tokenizer
 from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.processes import one_of_each_host_first
 from vqvdm.recipe import Recipe, run_folder
 from vqvdm.tokenizer import VideoTokenizer
 from vqvdm.train.dry_run import RandomItems, dry_run
@@ -96,7 +97,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
     run = Path(run)
     accelerator = make_accelerator(recipe.denoiser.training, run)
     tokenizer = None if recipe.tokenizer is None else open_tokenizer(run)
-    with accelerator.main_process_first():
+    with one_of_each_host_first():
         dataset = _open_data(recipe, run, tokenizer, progress=accelerator.is_main_process)
     stage = DenoiserStage(recipe, accelerator, dataset, tokenizer)
     return train(stage, accelerator, dataset, recipe, run, progress)

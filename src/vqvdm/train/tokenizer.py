@@ -22,6 +22,7 @@ from vqvdm.discriminators import adaptive_weight, ramp_factor
 from vqvdm.errors import InputError
 from vqvdm.identity import default_settings, own_settings
 from vqvdm.loading import load_tokenizer
+from vqvdm.processes import one_of_each_host_first
 from vqvdm.recipe import DataRecipe, Recipe, TokenizerRecipe, run_folder
 from vqvdm.tokenizer import TokenizerOutput, VideoTokenizer
 from vqvdm.train.adversarial import Critics, architecture_of, critic_terms, tokenizer_terms
@@ -95,7 +96,7 @@ def train_tokenizer(recipe: Recipe, run: Path | str, progress: str = "tokenizer"
     accelerator = make_accelerator(training, run)
     if accelerator.is_main_process and (late := never_reached(part)):
         logger.warning("beyond the %d updates of this training, and so never used: %s", training.steps, ", ".join(late))
-    with accelerator.main_process_first():
+    with one_of_each_host_first():
         dataset = open_dataset(recipe.data, "train", progress=accelerator.is_main_process)
         unseen = open_unseen(recipe.data, warn=accelerator.is_main_process)
     stage = TokenizerStage(recipe, accelerator, dataset, unseen)

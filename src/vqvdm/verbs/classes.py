@@ -15,7 +15,7 @@ from vqvdm.evaluation.report import table
 from vqvdm.evaluation.sides import DrawnVideos
 from vqvdm.files import write_json
 from vqvdm.loading import load_pipeline, pick_dtype
-from vqvdm.processes import this_process
+from vqvdm.processes import one_of_each_host_first, this_process
 from vqvdm.verbs.evaluate import (
     STANDARD,
     Options,
@@ -60,7 +60,7 @@ def main(
         raise InputError(f"{model} has no classes that could be recognised")
     protocol = generated_protocol(model, pipeline, reference, options).changed(clips=options.clips)
     extractor = extractor_of(protocol, options)
-    with this_process().main_process_first():
+    with one_of_each_host_first():
         splits = [drawn(reference, protocol.changed(split=split), options, extractor) for split in ("train", "test")]
     if splits[0].videos.digest == splits[1].videos.digest:
         raise InputError(f"{reference} has no test split of its own: its classifier could not be checked")

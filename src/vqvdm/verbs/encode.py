@@ -11,7 +11,7 @@ from vqvdm.errors import InputError
 from vqvdm.latents import StorageType, write_latents
 from vqvdm.loading import load_tokenizer, own_device
 from vqvdm.lock import sole_writer
-from vqvdm.processes import this_process
+from vqvdm.processes import one_of_each_host_first, this_process
 from vqvdm.recipe import Recipe, run_folder
 
 
@@ -58,7 +58,7 @@ def encode(recipe: Recipe, run: Path, *, dtype: StorageType = "float16", device:
     with sole_writer(run) if here.is_main_process else nullcontext():
         tokenizer = load_tokenizer(run / "tokenizer", str(place))
         data = recipe.encoded_data()
-        with here.main_process_first():  # one makes the index of a folder, the others find it
+        with one_of_each_host_first():
             dataset = open_dataset(data, "train", progress=here.is_main_process)
         return write_latents(
             tokenizer,

@@ -33,7 +33,7 @@ from vqvdm.metrics.protocol import Protocol, preset
 from vqvdm.metrics.resize import Convention
 from vqvdm.perceptual import ALEXNET, SMALLEST_SIDE
 from vqvdm.pipeline import VQVDMPipeline
-from vqvdm.processes import this_process
+from vqvdm.processes import one_of_each_host_first, this_process
 from vqvdm.verbs.reconstruct import trained_on
 from vqvdm.weights.c3d import load_c3d
 from vqvdm.weights.folder import FILES, weights_file, weights_folder
@@ -249,7 +249,7 @@ class SamplesScorer:
         self.extractor = extractor_of(self.protocol, options)
         self._generated = partial(generated, model, pipeline, classes, self.protocol, options)
         self._asked = asked
-        with this_process().main_process_first():
+        with one_of_each_host_first():
             self._real = real_side(reference, self.protocol, options, self.extractor)
 
     def metrics(self, sampling: Mapping[str, Any]) -> dict[str, Any]:
@@ -321,7 +321,7 @@ def reference(path: str, out: Path, *, options: Options = STANDARD) -> None:
     check_writable(out)
     protocol = options.stated().changed(clips=options.clips)
     extractor = extractor_of(protocol, options)
-    with this_process().main_process_first():
+    with one_of_each_host_first():
         side = drawn(path, protocol, options, extractor)
     if options.clips is not None and side.count(0) < options.clips:
         raise InputError(f"{path}: {options.clips} clips were asked for, and {side.count(0)} are there")
@@ -347,7 +347,7 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
     protocol = protocol.changed(fake_stride=protocol.stride)
     timing = timing_of(protocol)
     extractor = extractor_of(protocol, options)
-    with this_process().main_process_first():
+    with one_of_each_host_first():
         videos = open_reference(path, protocol, options)
         parted = [replace(protocol, split=split) for split in ("train", "test")]
         splits = [open_reference(path, part, options, held_out=True) for part in parted]
@@ -401,7 +401,7 @@ def _score(
     extractor = extractor_of(protocol, options)
     protocol = protocol.changed(clips=options.clips)
     processes = this_process()
-    with processes.main_process_first():  # one makes the index of a folder, the others find it
+    with one_of_each_host_first():
         fake = DrawnVideos(open_fake(extractor), protocol, timing, extractor)
         real = real_side(reference, protocol, options, extractor)
     found = score(fake, real, protocol, asked=options.clips)
