@@ -32,7 +32,7 @@ from vqvdm.cli import main
 from vqvdm.data import open_dataset, remote, sharding
 from vqvdm.data.index import build_index
 from vqvdm.data.layouts import find_videos
-from vqvdm.data.remote import LIMIT, ShardCache, make_room
+from vqvdm.data.remote import LIMIT, ShardCache
 from vqvdm.data.shards import INDEX, Rounds, list_shards
 from vqvdm.decode import FileSlice, VideoError, read_frames
 from vqvdm.errors import InputError
@@ -598,11 +598,6 @@ def test_the_shards_that_were_not_read_for_longest_go_first(server, written, mon
     monkeypatch.setenv(LIMIT, "0")
     read(second).close()
     assert kept() == {second["sha256"]}  # the one in use is always there
-    for age, name in ((0, "new.part"), (10**5, "old.part")):
-        (folder / name).touch()
-        os.utime(folder / name, (time.time() - age,) * 2)
-    make_room(folder, 0)
-    assert [path.name for path in folder.glob("*.part")] == ["new.part"]
     for text in ("much", "-1", "nan"):
         monkeypatch.setenv(LIMIT, text)
         with pytest.raises(InputError, match=f"{LIMIT} is '{text}', but must be a number of gigabytes"):

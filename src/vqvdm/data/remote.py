@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TypeVar
@@ -32,7 +32,6 @@ _CHUNK = 1 << 20
 _TIMEOUT = 60.0  # seconds without an answer
 _ATTEMPTS = 4
 _PAUSE = 1.0  # seconds before the second attempt; twice as many before each further one
-_ABANDONED = 3600.0  # seconds since anything was written into it, after which a part of a file is nobody's
 _TRANSIENT = (408, 425, 429)  # the server's refusals that pass; all others below 500 stay
 
 _Result = TypeVar("_Result")
@@ -78,7 +77,7 @@ class ShardCache:
             return file
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(folder / f".{sha256[:2]}.lock"):
+            with _lock(path):
                 return _opened(path, size) or self._fetch(url, size, sha256, path)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({reason_of(error)}); set VQVDM_CACHE") from error
@@ -115,12 +114,14 @@ def make_room(folder: Path, size: int) -> None:
     """Delete the shards that were not read for the longest time until `size` bytes more stay within the limit."""
     files: list[tuple[float, int, Path]] = []
     for path in folder.iterdir():
-        with suppress(FileNotFoundError):  # another process deletes, too
-            status = path.stat()
-            if path.suffix == ".tar":
-                files.append((status.st_mtime, status.st_size, path))
-            elif path.suffix == ".part" and time.time() - status.st_mtime > _ABANDONED:
+        if path.suffix == ".part":
+            # Of a process that was killed, unless one still holds the lock and so fetches it.
+            with suppress(OSError), _lock(path).acquire(timeout=0):
                 path.unlink()
+        elif path.suffix == ".tar":
+            with suppress(FileNotFoundError):  # another process deletes, too
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
     excess = sum(length for _, length, _ in files) + size - cache_limit()
     for _, length, path in sorted(files):
         if excess <= 0:
@@ -128,6 +129,11 @@ def make_room(folder: Path, size: int) -> None:
         with suppress(OSError):  # gone already, or (Windows) in use
             path.unlink()
         excess -= length
+
+
+def _lock(path: Path) -> FileLock:
+    """Of who fetches this shard, and some others: there are 256."""
+    return FileLock(path.with_name(f".{path.name[:2]}.lock"))
 
 
 def cache_limit() -> float:
@@ -180,10 +186,13 @@ def _retried(attempt: Callable[[], _Result], url: str) -> _Result:
     for number in range(1, _ATTEMPTS + 1):
         try:
             return attempt()
-        except (OSError, HTTPException, _BrokenOff) as error:
+        except InputError:
+            raise
+        except (OSError, HTTPException, ValueError, _BrokenOff) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            final = isinstance(error, HTTPError) and error.code < 500 and error.code not in _TRANSIENT
+            refused = isinstance(error, HTTPError) and error.code < 500 and error.code not in _TRANSIENT
+            final = refused or isinstance(error, ValueError | InvalidURL)  # the latter two: of no URL at all
             if final or number == _ATTEMPTS:
                 times = "" if final else f" in {number} attempts"
                 raise InputError(f"{url}: cannot be fetched{times}: {reason_of(error)}") from error
