@@ -1,10 +1,11 @@
-"""What is run by hand: tables of guidance, and of variants for equal time."""
+"""What is run by hand: tables of guidance, of variants for equal time, and of what more GPUs would take."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 import yaml
 
 from vqvdm import Recipe
@@ -20,9 +22,10 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module  # where dataclasses look for theirs
     spec.loader.exec_module(module)
     return module
 
@@ -131,3 +134,66 @@ def test_every_row_of_a_table_is_a_recipe(name: str) -> None:
             overrides = [word.replace("%", "") for word in [*table["common"], *part]]
             Recipe.load(table["recipe"], overrides, check_models=True)
     assert compare.COLUMNS[table["stage"]]
+
+
+def test_what_more_gpus_would_take_is_printed_for_both_stages(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scaling = script("scaling")
+    data = "data.size=16 data.frames=4 data.toy_clips=10 tokenizer.model.channels=[8,8] tokenizer.loss.perceptual=0"
+    changes = f"{data} denoiser.model.channels=[8,16] denoiser.model.blocks=1 denoiser.model.head_dim=4".split()
+    slow = ["--tflops", "0.001", "--inside", "0.1", "--outside", "0.01", "--latency", "0", "--price", "1e6"]
+    words = ["scaling.py", "demo", *changes, *slow]
+    monkeypatch.setattr(sys, "argv", words)
+    scaling.main()
+    said = capsys.readouterr().out
+    recipe = Recipe.load("demo", changes, check_models=True)
+    for stage, _ in scaling.stages(recipe):
+        text = said.partition(f"**{stage.name}**")[2]
+        rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()[4:8]]
+        counts, milliseconds, summing, hours, cost = (
+            [float(row[place].split()[0].replace(",", "")) for row in rows] for place in (0, 1, 2, 5, 6)
+        )
+        assert counts == [1, 8, 64, 512]
+        assert milliseconds == sorted(milliseconds) and summing == sorted(summing) and summing[0] == 0
+        learning = [module for name, module in stage.modules.items() if name != "ema"]
+        numbers = sum(p.numel() for module in learning for p in module.parameters() if p.requires_grad)
+        assert f"{4 * numbers / 1e6:.1f} MB to sum up" in text
+        # Two passes through the ring, each without the part that is there already.
+        ring = [2 * (n - 1) / n * 4 * numbers / (1e8 if n <= 8 else 1e7) * 1e3 for n in (1, 8, 64, 512)]
+        assert summing == pytest.approx(ring, abs=0.006)
+        clip, update, clips = (
+            float(re.findall(rf"([\d.e+-]+) {what}", text)[0]) for what in ("GFLOP a clip", "an update", "clips a GPU")
+        )
+        assert milliseconds[0] == pytest.approx((clips * clip + update) * 1e3, rel=0.01)
+        efficient = [clips * clip * 1e3 / each for each in milliseconds]
+        assert [int(row[3].rstrip("%")) / 100 for row in rows] == pytest.approx(efficient, abs=0.01)
+        assert cost == pytest.approx([n * h * 1e6 for n, h in zip(counts, hours, strict=True)], rel=0.01, abs=1)
+
+
+@pytest.mark.parametrize("count", [2, 8, 64, 512])
+@pytest.mark.parametrize("latency", [0.0, 5e-6])
+def test_efficiency_falls_below_80_percent_where_it_is_said_to(count: int, latency: float) -> None:
+    scaling = script("scaling")
+    cluster = scaling.Cluster(27e12, 450e9, 50e9, 8, latency, 2.5)
+    need = scaling.Need(clip=30e9, update=2e9, reduced=4e8)
+    steps = [cluster.step(need, clips, count) for clips in range(1, 200)]
+    assert steps == sorted(steps)
+    least = cluster.least_clips(need, count, 0.8)
+    assert cluster.efficiency(need, least, count) >= 0.8 > cluster.efficiency(need, least - 1, count)
+    # Clips take c each, the update u, the sum r, of which two thirds of the clips' time hide some:
+    # n c / (n c + u + r - 2/3 n c) = 0.8, where anything is left over.
+    c, u, r = need.clip / cluster.flops, need.update / cluster.flops, cluster.all_reduce(need.reduced, count)
+    crossing = max(0.8 * (u + r) / (c * (1 - 0.8 / 3)), 0.8 * u / (0.2 * c))
+    assert least == math.ceil(crossing)
+    assert cluster.least_clips(scaling.Need(0.0, 1.0, 1.0), count, 0.8) is None
+
+
+def test_what_processes_sum_up_is_the_gradients_of_what_learns() -> None:
+    scaling = script("scaling")
+    module = torch.nn.Linear(3, 5)
+    assert scaling.gradient_bytes(module) == 4 * (3 * 5 + 5)
+    module.bias.requires_grad_(False)
+    assert scaling.gradient_bytes(module) == 4 * 3 * 5
+    cluster = scaling.Cluster(1.0, 2.0, 1.0, 4, 0.0, 1.0)
+    assert [cluster.all_reduce(60.0, n) for n in (1, 2, 4, 5)] == [0.0, 30.0, 45.0, 96.0]
