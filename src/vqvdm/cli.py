@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from vqvdm import __version__
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, printable
 from vqvdm.structure import did_you_mean
 
 _MISTAKE, _INTERRUPTED = 2, 130
@@ -138,5 +138,5 @@ def _fail(message: str, status: int) -> int:
     from rich.text import Text
 
     label = "error: " if status == _MISTAKE else ""
-    Console(stderr=True).print(Text.assemble((label, "bold red"), message), soft_wrap=True)
+    Console(stderr=True).print(Text.assemble((label, "bold red"), printable(message)), soft_wrap=True)
     return status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 _LONGEST = 4000  # characters of a message
@@ -27,6 +28,18 @@ class InputError(ValueError):
 def printable(text: str) -> str:
     """The text with escape codes in the place of characters that would command a terminal, or that it cannot show."""
     return _OBEYED.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def logger_of(module: str) -> logging.Logger:
+    """A module's logger, whose messages are `printable`."""
+    logger = logging.getLogger(module)
+    logger.addFilter(_make_printable)
+    return logger
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
 
 
 def reason_of(error: BaseException) -> str:

@@ -5,7 +5,6 @@ One step of a light network is hundreds of small kernels, and launching them one
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 
 from vqvdm.denoiser import VideoDenoiser
+from vqvdm.errors import logger_of
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _KEPT = 4  # shapes, each with its own memory
 _WARM_UP = 3  # calls before recording, in which libraries choose their kernels

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,12 +30,12 @@ from tqdm import tqdm
 
 from vqvdm.context import encode_stills
 from vqvdm.data.workers import leave_signals_to_parent, loading
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, logger_of
 from vqvdm.files import sha256_of, write_bytes
 from vqvdm.latent_index import GRIDS, INDEX, Plan, read_index, shard_name, sums_in
 from vqvdm.processes import this_process
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Literal
 
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, logger_of
 
 if TYPE_CHECKING:
     from vqvdm.data.clips import ClipDataset
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_dataset"]
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def open_dataset(

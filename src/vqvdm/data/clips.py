@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +17,13 @@ from torch.utils.data import Dataset
 from vqvdm.data.index import Entry
 from vqvdm.data.listing import Sample, open_video
 from vqvdm.decode import VideoError, VideoInfo, read_frames
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, logger_of
 from vqvdm.video import Video, to_clip
 
 if TYPE_CHECKING:
     from vqvdm.data.shards import Shards
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _SUBSTITUTES = 20  # videos tried in the place of one that does not decode
 _HALF = 0.5 + 1e-3  # a time up to half a frame past the last frame is still served by it

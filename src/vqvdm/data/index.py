@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import queue
 import subprocess
@@ -25,14 +24,14 @@ from tqdm import tqdm
 
 import vqvdm
 from vqvdm.decode import MOST_PIXELS, VideoError, VideoInfo, probe
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, logger_of
 from vqvdm.files import cache_folder, write_text
 from vqvdm.structure import is_finite, parse_json
 
 if TYPE_CHECKING:
     from vqvdm.data.shards import Shards
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 VERSION = 2  # of the cache file; another one is ignored
 _FEW = 24  # so many files are decoded faster than worker processes start

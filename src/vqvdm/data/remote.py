@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import re
 import shutil
@@ -21,10 +20,10 @@ from urllib.request import urlopen
 
 from filelock import FileLock
 
-from vqvdm.errors import InputError, reason_of
+from vqvdm.errors import InputError, logger_of, reason_of
 from vqvdm.files import cache_folder
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 LIMIT = "VQVDM_SHARD_CACHE_GB"  # the environment's variable
 _DEFAULT_LIMIT = 20.0  # GB

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vqvdm.data.clips import ClipTiming
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, logger_of
 from vqvdm.evaluation.sources import Clip, Frames, Videos, read_clips
 from vqvdm.files import cache_folder, write_bytes
 from vqvdm.metrics.i3d import SIDE
@@ -29,7 +28,7 @@ from vqvdm.metrics.protocol import Draw, Protocol
 from vqvdm.metrics.resize import fit_square, resize
 from vqvdm.processes import this_process
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Features = dict[str, np.ndarray]  # kind -> (n, ...); "logits" (n, 400), "motion" (n, 20), "classes" (n, 101)
 Item = TypeVar("Item")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vqvdm.charts import ACCENT, SECOND, Series, alone, line_chart
+from vqvdm.errors import printable
 from vqvdm.evaluation.features import Features
 from vqvdm.evaluation.score import Scored
 from vqvdm.evaluation.scores import LABELS
@@ -38,7 +39,7 @@ def write_report(path: Path, scored: Scored, real: Sequence[Video], fake: Sequen
     labels = [f"{side} {k}" for side, videos in (("real", real), ("fake", fake)) for k in range(len(videos))]
     write_sheet(frames, shown, labels)
     write_text(motion, motion_figure(scored.real, scored.fake))
-    write_text(words, as_markdown(scored.report, frames.name, motion.name))
+    write_text(words, printable(as_markdown(scored.report, frames.name, motion.name)))
     write_json(path, scored.report)
     return [path, words, frames, motion]
 

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from vqvdm.errors import printable
 from vqvdm.files import write_text
 
 
@@ -113,7 +114,7 @@ class Progress:
     def say(self, message: str) -> None:
         """One line, above the bar."""
         if not self.quiet:
-            tqdm.write(message, file=sys.stderr)
+            tqdm.write(printable(message), file=sys.stderr)
 
     def close(self) -> None:
         """Leave the bar as it stands."""

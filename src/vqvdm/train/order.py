@@ -9,7 +9,6 @@ train on exactly the samples that one process with the double batch would.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from vqvdm.data.shards import Rounds
 from vqvdm.data.workers import LoaderDied, leave_signals_to_parent, loading
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, logger_of
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 _TOGETHER = 16  # samples whose chance is drawn at once
 _DEATHS = 3  # of loader processes at one update, after which it is no chance

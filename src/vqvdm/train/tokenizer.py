@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from functools import cached_property
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from vqvdm import __version__
 from vqvdm.data import open_dataset
 from vqvdm.discriminators import adaptive_weight, ramp_factor
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, logger_of
 from vqvdm.identity import default_settings, own_settings
 from vqvdm.loading import load_tokenizer
 from vqvdm.processes import one_of_each_host_first
@@ -51,7 +50,7 @@ SHOWN_CLIPS = 6  # of them in each sheet
 STATISTICS_CLIPS = 256  # training clips that give the latents' mean and deviation; a quarter of it during training
 LOW_USAGE = 0.1  # share of the codes that a batch could use at most
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 
 def main(recipe: str, *overrides: str, run: Path | None = None, dry_run: bool = False) -> None:

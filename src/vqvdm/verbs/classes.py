@@ -26,6 +26,7 @@ from vqvdm.verbs.evaluate import (
     generated,
     generated_protocol,
 )
+from vqvdm.verbs.terminal import say
 
 
 def main(
@@ -76,7 +77,7 @@ def main(
     features = [side.features(0, side.count(0))["logits"] for side in sides]
     found = recognise(*zip(features, labels, strict=True))
     if this_process().is_main_process:
-        print(as_text(found, [len(names) for names in labels]))
+        say(as_text(found, [len(names) for names in labels]))
         if report is not None:
             stated = {**asdict(found), "protocol": protocol.line(), **dict(videos.facts)}
             write_json(report, stated)

@@ -49,6 +49,7 @@ from vqvdm.verbs.evaluate import (
     open_reference,
     timing_of,
 )
+from vqvdm.verbs.terminal import say
 
 CLIPS = 40  # unless options say otherwise
 WINDOWS = 8  # likewise, of a long video
@@ -135,7 +136,7 @@ def main(
         of_class = {pipeline.id2label[k]: np.array(labels) == k for k in sorted(set(labels))}
         found["obeyed"] = float(seen.mean())
         found["obeyed_by_class"] = {name: float(seen[which].mean()) for name, which in of_class.items()}
-    print(f"\n{_long_table(windows)}\n{_long_text(found)}")
+    say(f"\n{_long_table(windows)}\n{_long_text(found)}")
     if extractor is not None:
         print(*warnings_of({"real": len(others), "fake": len(real)}), sep="\n")
     if report is not None:

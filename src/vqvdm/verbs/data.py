@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from vqvdm.data.clips import ClipTiming, describe, restated, stretch
@@ -16,7 +15,7 @@ from vqvdm.data.index import Entry, build_index, cache_file
 from vqvdm.data.layouts import Layout, find_videos
 from vqvdm.data.listing import Listing
 from vqvdm.decode import VideoInfo
-from vqvdm.errors import printable
+from vqvdm.verbs.terminal import shown
 
 _SHOWN = 10  # absent files, classes without videos, ...: so many are named, the rest counted
 
@@ -96,7 +95,7 @@ def _summary(listing: Listing, index: Mapping[str, Entry], too_short: str) -> Ta
         ("index", str(cache_file(listing.root) if isinstance(listing.root, Path) else listing.root)),
     ]
     for name, value in rows:
-        table.add_row(f"[bold]{name}[/bold]", _shown(value))
+        table.add_row(f"[bold]{name}[/bold]", shown(value))
     return table
 
 
@@ -154,15 +153,10 @@ def _classes(listing: Listing, index: Mapping[str, Entry]) -> Table:
         counts = [train[name], test[name], *([bad[name]] if bad else [])]
         empty += not any(counts)
         if any(counts):
-            table.add_row(str(number), _shown(name), *map(str, counts))
+            table.add_row(str(number), shown(name), *map(str, counts))
     if empty:
         table.add_row("", f"({empty} more without videos)", "", "")
     return table
-
-
-def _shown(text: str) -> str:
-    """As it is, whatever files and classes are called: no markup, and nothing that a terminal obeys."""
-    return escape(printable(text))
 
 
 def _print_list(console: Console, title: str, lines: Sequence[str], most: int | None = _SHOWN) -> None:
@@ -171,6 +165,6 @@ def _print_list(console: Console, title: str, lines: Sequence[str], most: int | 
         return
     console.print(f"\n[bold]{title}: {len(lines)}[/bold]")
     for line in lines[:most]:
-        console.print("  " + _shown(line))
+        console.print("  " + shown(line))
     if most is not None and len(lines) > most:
         console.print(f"  ... and {len(lines) - most} more")

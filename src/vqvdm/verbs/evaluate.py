@@ -35,6 +35,7 @@ from vqvdm.perceptual import ALEXNET, SMALLEST_SIDE
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processes import one_of_each_host_first, this_process
 from vqvdm.verbs.reconstruct import trained_on
+from vqvdm.verbs.terminal import say
 from vqvdm.weights.c3d import load_c3d
 from vqvdm.weights.folder import FILES, weights_file, weights_folder
 from vqvdm.weights.i3d import load_i3d
@@ -327,7 +328,7 @@ def reference(path: str, out: Path, *, options: Options = STANDARD) -> None:
         raise InputError(f"{path}: {options.clips} clips were asked for, and {side.count(0)} are there")
     store_reference(side, out)
     if this_process().is_main_process:
-        print(f"{side.count(0)} clips of {path} in {out}: {side.protocol.line()}")
+        say(f"{side.count(0)} clips of {path} in {out}: {side.protocol.line()}")
     this_process().destroy_process_group()
 
 
@@ -360,7 +361,7 @@ def calibrate(path: str, *, report: Path | None = None, options: Options = STAND
     drawn = {name: [DrawnVideos(side, protocol, timing, extractor) for side in sides] for name, sides in pairs.items()}
     reports = {name: score(fake, real, protocol).report for name, (real, fake) in drawn.items()}
     if this_process().is_main_process:
-        print(rows_of(reports))
+        say(rows_of(reports))
         if report is not None:
             write_json(report, reports)
     this_process().destroy_process_group()
@@ -378,10 +379,10 @@ def compare(*reports: Path, dataset: Dataset | None = None) -> None:
         raise InputError("nothing to compare: give reports, or --dataset ucf101 or sky for the published figures")
     read = {path.stem if names_differ(reports) else str(path): read_report(path) for path in reports}
     if reports:
-        print(side_by_side(read))
+        say(side_by_side(read))
     if dataset is not None:
-        print(f"\nPublished, each by its own protocol:\n\n{published_table(dataset)}\n")
-        print(away_from_published(read, dataset))
+        say(f"\nPublished, each by its own protocol:\n\n{published_table(dataset)}\n")
+        say(away_from_published(read, dataset))
 
 
 def names_differ(paths: Sequence[Path]) -> bool:
@@ -406,7 +407,7 @@ def _score(
         real = real_side(reference, protocol, options, extractor)
     found = score(fake, real, protocol, asked=options.clips)
     if processes.is_main_process:
-        print(as_text(found.report))
+        say(as_text(found.report))
         if report is not None:
             write_report(report, found, real.shown(), fake.shown())
     processes.destroy_process_group()

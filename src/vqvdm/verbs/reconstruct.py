@@ -20,7 +20,7 @@ from vqvdm.data.layouts import Layout, find_videos
 from vqvdm.data.listing import Sample
 from vqvdm.data.worlds import WORLDS
 from vqvdm.decode import VIDEO_SUFFIXES
-from vqvdm.errors import InputError, check_at_least_one, reason_of
+from vqvdm.errors import InputError, check_at_least_one, printable, reason_of
 from vqvdm.files import check_writable
 from vqvdm.loading import load_tokenizer
 from vqvdm.metrics.quality import psnr, squared_errors
@@ -116,7 +116,7 @@ def main(
         if len(values) <= _SHEET_CLIPS:
             shown += [pair.real, pair.made]
             labels += [f"{number:05d}", f"{pair.psnr:.1f} dB"]
-        tqdm.write(f"{name}  {pair.psnr:6.2f} dB")
+        tqdm.write(printable(f"{name}  {pair.psnr:6.2f} dB"))
     write_sheet(out / "sheet.png", shown, labels, metadata=facts)
     print(f"mean PSNR {np.mean(values):.2f} dB over {len(values)} of {len(dataset)} clips; files in {out}")
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vqvdm.runs import Run, Stage, find_runs
+from vqvdm.verbs.terminal import shown
 
 _TOLD = {"loss": "loss", "test_psnr": "PSNR unseen", "clips_per_second": "clips/s"}  # figures that fit into a line
 
@@ -30,7 +31,9 @@ def main(folder: Path = Path("runs"), *, count: int = 20) -> None:
     for run in found[:count]:
         for number, stage in enumerate(run.stages):
             name, recipe = (str(run.folder), run.recipe) if number == 0 else ("", "")
-            table.add_row(name, recipe, stage.name, _progress(stage), _figures(stage), _ago(run, stage))
+            table.add_row(
+                shown(name), shown(recipe), shown(stage.name), _progress(stage), _figures(stage), _ago(run, stage)
+            )
     console = Console()
     console.print(table)
     if len(found) > count:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from accelerate.utils import gather_object
 
 from vqvdm import models
-from vqvdm.errors import InputError, check_at_least_one
+from vqvdm.errors import InputError, check_at_least_one, logger_of
 from vqvdm.files import check_writable
 from vqvdm.generation import Order, compile_for, generate, make_orders, usual_batch
 from vqvdm.loading import load_pipeline, own_device, pick_dtype
@@ -18,7 +17,7 @@ from vqvdm.processes import this_process
 from vqvdm.request import Request, provenance, strange_rate
 from vqvdm.video import Video, enlarged, write_sheet, write_video
 
-logger = logging.getLogger(__name__)
+logger = logger_of(__name__)
 
 Format = Literal["mp4", "webm", "gif", "webp", "png"]
 _SHEET_ROWS = 100

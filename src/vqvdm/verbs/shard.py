@@ -10,6 +10,7 @@ from vqvdm.data.sharding import check_shardable, write_shards
 from vqvdm.data.shards import INDEX
 from vqvdm.errors import check_at_least_one
 from vqvdm.files import check_writable
+from vqvdm.verbs.terminal import say
 
 
 def shard(path: str, *, out: Path, layout: Layout = "auto", split: int = 1, megabytes: int = 500) -> None:
@@ -33,11 +34,11 @@ def shard(path: str, *, out: Path, layout: Layout = "auto", split: int = 1, mega
     index = build_index(listing.root, [sample.path for sample in listing.samples])
     shards = write_shards(listing, index, out, megabytes * 1_000_000)
     for note in listing.notes:
-        print(f"note: {note}")
+        say(f"note: {note}")
     if listing.absent:
-        print(f"listed, but absent: {len(listing.absent)} (first: {listing.absent[0]})")
+        say(f"listed, but absent: {len(listing.absent)} (first: {listing.absent[0]})")
     for name, entry in index.items():
         if entry.info is None:
-            print(f"left out: {name}: {entry.error}")
+            say(f"left out: {name}: {entry.error}")
     videos = sum(each.samples for each in shards)
-    print(f"{videos} videos in {len(shards)} shards, {sum(each.size for each in shards) / 1e6:.1f} MB: {out / INDEX}")
+    say(f"{videos} videos in {len(shards)} shards, {sum(each.size for each in shards) / 1e6:.1f} MB: {out / INDEX}")
