@@ -15,6 +15,7 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 from tqdm import tqdm
@@ -64,6 +65,24 @@ def check_shardable(listing: Listing, out: Path) -> None:
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: is there already; name another folder, or delete it")
+    if out.exists():
+        _check_gives_way(out.absolute())
+
+
+def _check_gives_way(out: Path) -> None:
+    """Raise `InputError` if this empty folder cannot be renamed, as that of the shards will take its place at the end.
+
+    Asked by doing it: nothing else tells of all mounts.
+    """
+    aside = out.with_name(f".{out.name}.{token_hex(4)}.old")
+    try:
+        out.rename(aside)
+        aside.rename(out)
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: cannot be replaced as a whole ({error.strerror}): it is where a disk is mounted, or not "
+            f"yours; name a folder in it, such as {out / 'shards'}"
+        ) from error
 
 
 def write_shards(
