@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from vqvdm.context import encode_stills
 from vqvdm.data.workers import leave_signals_to_parent, loading
-from vqvdm.errors import InputError, logger_of
+from vqvdm.errors import InputError, logger_of, reason_of
 from vqvdm.files import sha256_of, write_bytes
 from vqvdm.latent_index import GRIDS, INDEX, Plan, read_index, shard_name, sums_in
 from vqvdm.processes import this_process
@@ -403,10 +403,16 @@ class LatentCache(Dataset):
         if shard not in self._mapped:
             path = self.folder / shard_name(shard)
             wanted = self._sums.get(path.name)
-            if wanted is not None and this_process().is_local_main_process and sha256_of(path) != wanted:
-                raise InputError(f"{path} is damaged (not what was written); run `vqvdm encode` again")
-            with safe_open(path, "pt") as file:
-                self._mapped[shard] = {name: file.get_tensor(name) for name in self._grids}
+            try:
+                if wanted is not None and this_process().is_local_main_process and sha256_of(path) != wanted:
+                    raise InputError(f"{path} is damaged (not what was written); run `vqvdm encode` again")
+                with safe_open(path, "pt") as file:
+                    self._mapped[shard] = {name: file.get_tensor(name) for name in self._grids}
+            except FileNotFoundError:  # with the whole run folder perhaps, which a training tells
+                raise
+            except (OSError, SafetensorError) as error:
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
+                raise InputError(f"{path}: cannot be read ({reason}); run the same command again") from error
         return self._mapped[shard]
 
     def __getstate__(self) -> dict[str, Any]:
