@@ -24,7 +24,8 @@ from fuzz_weights import header_of, with_header
 from fuzzing import Parser
 from tiny_pipeline import tiny_pipeline
 from vqvdm import Recipe, VideoDenoiser, VideoTokenizer
-from vqvdm.app.settings import Settings, check, described
+from vqvdm.app.description import of_folder
+from vqvdm.app.settings import Settings, check
 from vqvdm.building import check_arguments
 from vqvdm.data import open_dataset
 from vqvdm.data.index import VERSION, cache_file
@@ -308,7 +309,7 @@ def _model(changed: str) -> Callable[[bytes, Path], None]:
             if name == changed and name.endswith(".safetensors"):
                 content = with_header(data, _model_files()[name][8 + len(header_of(_model_files()[name])) :])
             path.write_bytes(content)
-        described("it", folder)
+        of_folder("it", folder)
         load_pipeline(folder, "cpu")
 
     return run

@@ -17,10 +17,11 @@ from PIL import Image
 
 from tiny_pipeline import tiny_pipeline, tiny_studio
 from vqvdm import VQVDMPipeline, bundled
+from vqvdm.app.description import of_folder
 from vqvdm.app.gallery import Gallery, Item
 from vqvdm.app.inspection import inspect, open_clip, picture_of_latents, picture_of_tokens
 from vqvdm.app.maker import Maker
-from vqvdm.app.settings import Progress, Settings, described
+from vqvdm.app.settings import Progress, Settings
 from vqvdm.app.studio import Studio
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
@@ -159,8 +160,8 @@ def test_bad_settings_are_refused_and_the_studio_lives_on(studio, changes, messa
 )
 def test_what_files_say_of_a_model_is_what_it_says_itself(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path)
-    found = described("it", tmp_path)
-    assert found == Maker(pipeline, "it").described
+    found = of_folder("it", tmp_path)
+    assert found == Maker(pipeline, "it").description
     assert list(found.classes) == [pipeline.id2label.get(k, str(k)) for k in range(pipeline.num_classes)]
     assert list(found.schedulers) == pipeline.objective.scheduler_names()
     first = 1 if pipeline.tokenizer is None else pipeline.tokenizer.factors[0]
@@ -191,7 +192,7 @@ def test_a_model_with_strange_files_is_loaded_before_it_is_described(file, key, 
     tiny_pipeline().save_pretrained(tmp_path)
     path = tmp_path / file
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
-    assert described("it", tmp_path) is None
+    assert of_folder("it", tmp_path) is None
 
 
 def test_the_page_is_made_before_the_libraries_of_the_networks_are_loaded():
@@ -202,7 +203,7 @@ def test_the_page_is_made_before_the_libraries_of_the_networks_are_loaded():
 
 def test_a_job_waits_for_a_model_that_is_being_loaded_and_can_be_stopped(gallery):
     maker = Future()
-    studio = Studio(Maker(tiny_pipeline(), "tiny").described, maker, gallery)
+    studio = Studio(Maker(tiny_pipeline(), "tiny").description, maker, gallery)
     settings = Settings(("up",), frames=4, steps=2)
     jobs = [studio.generate(settings, session=name) for name in ("waits", "stops")]
     assert [next(job) for job in jobs] == [Progress(0, 2, None)] * 2
@@ -216,7 +217,7 @@ def test_a_job_waits_for_a_model_that_is_being_loaded_and_can_be_stopped(gallery
 def test_a_model_that_cannot_be_loaded_is_told_to_who_waits(gallery):
     maker = Future()
     maker.set_exception(InputError("weights are damaged"))
-    studio = Studio(Maker(tiny_pipeline(), "tiny").described, maker, gallery)
+    studio = Studio(Maker(tiny_pipeline(), "tiny").description, maker, gallery)
     with pytest.raises(InputError, match="weights are damaged"):
         list(studio.generate(Settings(("up",), frames=4, steps=2)))
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from vqvdm.data.shards import Rounds
-from vqvdm.data.workers import LoaderDied, loading
+from vqvdm.data.workers import LoaderDied, _deaths_named
 from vqvdm.errors import InputError
 from vqvdm.train.order import Batch, Order, seed_of, updates
 
@@ -100,7 +100,7 @@ def test_loader_processes_that_die_are_replaced(
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     for number in range(9):
         (tmp_path / str(number)).touch()
-    with pytest.raises(InputError, match=r"loader processes died 2 times at update \d+: .*data\.workers=0"):
+    with pytest.raises(InputError, match=r"update \d+, 2 times: a loader process died .*data\.workers=0"):
         list(updates(order, Deadly(tmp_path), 0, 6, 2, CPU))
 
 
@@ -110,19 +110,20 @@ def test_a_loader_process_that_dies_while_it_hands_over_is_told_like_any(problem
         yield 1
         raise problem  # as torch does when a process has closed its sockets and has not quite ended
 
-    taken = []
-    with pytest.raises(LoaderDied, match=r"a loader process died.*data\.workers=0"), loading(loads()) as given:  # type: ignore[arg-type]
-        taken += given
-    assert taken == [1]
+    named = _deaths_named(loads())
+    assert next(named) == 1
+    with pytest.raises(LoaderDied, match=r"a loader process died \(it no longer answers\).*data\.workers=0"):
+        next(named)
 
 
-def test_a_mistake_of_a_data_set_is_not_taken_for_the_death_of_a_loader_process() -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mistake_of_a_data_set_is_not_taken_for_the_death_of_a_loader_process(workers: int) -> None:
     class Absent(Echo):
         def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
             raise FileNotFoundError("clips/a.mp4")
 
     with pytest.raises(FileNotFoundError, match=r"clips/a\.mp4"):
-        list(updates(Order(seed=1, length=7, batch=2), Absent(), 0, 6, 1, CPU))
+        list(updates(Order(seed=1, length=7, batch=2), Absent(), 0, 6, workers, CPU))
 
 
 MISTAKEN = """

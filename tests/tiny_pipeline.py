@@ -69,4 +69,4 @@ def tiny_studio(gallery: Gallery) -> Studio:
     """Such a pipeline at work for the page."""
     maker: Future[Maker] = Future()
     maker.set_result(Maker(tiny_pipeline(), "tiny"))
-    return Studio(maker.result().described, maker, gallery)
+    return Studio(maker.result().description, maker, gallery)

@@ -210,7 +210,9 @@ class Keeper:
         if tokenizer is None:
             return context_of(clip, known)
         pixels = clip.to(tokenizer.dtype)
-        latents = tokenizer.encode(pixels[:, :, _nearest(frames[0])]).float()
+        latents = clip.new_zeros(len(clip), *tokenizer.latent_shape(*clip.shape[2:]))
+        if known.any():
+            latents = tokenizer.encode(pixels[:, :, _nearest(frames[0])]).float()
         still = torch.stack([frames[:, 0] & ~known[:, 0], frames[:, -1] & ~known[:, -1]], dim=1)
         stills = encode_stills(tokenizer, pixels) if still.any() else None
         return context_of(latents, known, stills, still)

@@ -12,7 +12,7 @@ from diffusers.utils import logging
 from safetensors import SafetensorError
 
 from vqvdm.errors import InputError, reason_of
-from vqvdm.models import find, find_pipeline
+from vqvdm.models import find_folder, find_pipeline
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.processes import this_process
 from vqvdm.processor import fast_bf16
@@ -76,7 +76,8 @@ def load_tokenizer(model: str | os.PathLike[str], device: str = "auto") -> Video
     """
     with _readable(model):
         places, marker, what = ("tokenizer", "pipeline/tokenizer", ""), "config.json", "a tokenizer"
-        folder = find(model, places, marker, what) or find(VQVDMPipeline.download(model), places, marker, what)
+        folder = find_folder(model, places, marker, what)
+        folder = folder or find_folder(VQVDMPipeline.download(model), places, marker, what)
         assert folder is not None  # what was downloaded is a folder
         tokenizer = VideoTokenizer.from_pretrained(os.fspath(folder), use_safetensors=True)
         _check_whole(tokenizer)  # pyrefly: ignore[bad-argument-type]

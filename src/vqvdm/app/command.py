@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vqvdm import models
-from vqvdm.app.settings import described
+from vqvdm.app.description import of_folder
 from vqvdm.errors import InputError
 
 if TYPE_CHECKING:
     from vqvdm.app.maker import Maker
 
 T = TypeVar("T")
-_PATIENCE = 10.0  # seconds that the end waits for a model that is still being loaded
 
 
 def main(
@@ -58,22 +57,23 @@ def main(
 
         return Maker(load_pipeline(model, device, pick_dtype(dtype, pick_device(device))), name)
 
-    known = described(name, folder) if folder else None
+    known = of_folder(name, folder) if folder else None
     maker: futures.Future[Maker] = futures.Future()
     if known is None:
         maker.set_result(load())
-        known = maker.result().described
+        known = maker.result().description
     from vqvdm.app.gallery import Gallery
     from vqvdm.app.server import Server
     from vqvdm.app.studio import Studio
 
-    with Gallery() as gallery, Server(Studio(known, maker, gallery), runs, host, port) as server:
-        if not maker.done():
-            threading.Thread(target=_fulfil, args=(maker, load), daemon=True).start()
-        maker.add_done_callback(lambda made: server.stop() if made.exception() else None)
-        print(f"vqvdm app: {server.address}  (Ctrl-C ends it)", flush=True)
-        server.run()
-    futures.wait([maker], timeout=_PATIENCE)
+    with Gallery() as gallery:
+        studio = Studio(known, maker, gallery)
+        with contextlib.closing(studio), Server(studio, runs, host, port) as server:
+            if not maker.done():
+                threading.Thread(target=_fulfil, args=(maker, load), daemon=True).start()
+            maker.add_done_callback(lambda made: server.stop() if made.exception() else None)
+            print(f"vqvdm app: {server.address}  (Ctrl-C ends it)", flush=True)
+            server.run()
     if maker.done():
         maker.result()  # raises what kept the model from being loaded
 

@@ -12,8 +12,9 @@ from typing import Any
 import gradio as gr
 
 from vqvdm.app import html
+from vqvdm.app.description import Description
 from vqvdm.app.mistakes import mistakes_shown, words_of
-from vqvdm.app.settings import MOST_FRAMES, MOST_STEPS, MOST_VIDEOS, Described, Progress, Settings
+from vqvdm.app.settings import MOST_FRAMES, MOST_STEPS, MOST_VIDEOS, Progress, Settings
 from vqvdm.app.studio import Studio
 from vqvdm.app.uploads import handed_out
 from vqvdm.app.waiting import has_left
@@ -30,7 +31,7 @@ _LARGEST_SEED = 2**31 - 1
 
 def build(studio: Studio) -> None:
     """Put the tab's parts where gradio's current context is, and wire them."""
-    form = _form(studio.described)
+    form = _form(studio.description)
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=3, min_width=300, elem_classes="form"):
             for part in ("classes", "count", "fps", "frames"):
@@ -55,21 +56,23 @@ def build(studio: Studio) -> None:
 
     def run(settings: Settings, request: Request, session: str) -> Iterator[dict[Any, Any]]:
         began, shown = time.perf_counter(), ()
-        yield {state: html.status("Waiting for the model."), form["seed"]: settings.seed}
+        yield {state: html.status(_waiting(studio)), form["seed"]: settings.seed}
         try:
             for event in studio.generate(settings, request, session):
                 if isinstance(event, Progress):
+                    if not event.names:
+                        began = time.perf_counter()
+                        yield {state: html.status(_waiting(studio))}
+                        continue
                     shown = event.previews or shown[: len(event.names)] if event.step > 0 else ()
                     updates = {state: html.bar(event)}
                     if event.previews or event.step == 0:
                         updates[videos] = html.coming(event, shown)
                     yield updates
+                elif not event:
+                    yield {videos: "", state: html.status("Stopped.")}
                 else:
-                    took = time.perf_counter() - began
-                    made = "1 video" if len(event) == 1 else f"{len(event)} videos"
-                    doubt = studio.maker.doubt(settings.fps)
-                    words = " ".join(filter(None, (f"{made} in {took:.1f} seconds.", doubt and f"But {doubt}.")))
-                    words = words if event else "Stopped."
+                    words = _made(studio, len(event), settings.fps, time.perf_counter() - began)
                     yield {videos: html.grid(studio.gallery, event), state: html.status(words)}
         except InputError as error:
             yield {state: html.status(words_of(error)), videos: ""}
@@ -87,7 +90,7 @@ def build(studio: Studio) -> None:
             if event.act == "again":
                 yield {**_filled(form, settings), state: html.status(f"The settings of {item.name} are in the form.")}
                 return
-            longer = min(len(item.video) + studio.described.window // 2, MOST_FRAMES)
+            longer = min(len(item.video) + studio.description.window // 2, MOST_FRAMES)
             wanted, _ = asked(*values)
             settings = Settings(
                 settings.classes, 1, item.fps, longer, wanted.steps, wanted.guidance, wanted.scheduler, wanted.seed
@@ -114,7 +117,18 @@ def build(studio: Studio) -> None:
     _api(studio)
 
 
-def _form(model: Described) -> dict[str, Any]:
+def _waiting(studio: Studio) -> str:
+    return "Waiting for the model." if studio.is_loaded else "The model is being loaded."
+
+
+def _made(studio: Studio, number: int, fps: float, seconds: float) -> str:
+    """What there is to say of finished videos."""
+    made, doubt = "1 video" if number == 1 else f"{number} videos", studio.maker.doubt(fps)
+    words = f"{made} in {seconds:.1f} seconds on this machine's {studio.maker.device}."
+    return f"{words} But {doubt}." if doubt else words
+
+
+def _form(model: Description) -> dict[str, Any]:
     """The parts of the form by the names of `Settings`, not yet placed."""
     default, names = model.defaults, list(model.classes)
     if len(names) > _FEW:
@@ -228,7 +242,7 @@ def _api(studio: Studio) -> None:
         seed: int = 0,
         form: str = "mp4",
     ) -> tuple[list[str], list[dict[str, Any]]]:
-        default = studio.described.defaults
+        default = studio.description.defaults
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise gr.Error(f"classes must be a list of names, not {classes!r}", print_exception=False)
         settings = Settings(

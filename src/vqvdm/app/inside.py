@@ -18,9 +18,9 @@ from vqvdm.video import Video
 _INVITATION = "Drop in a video: its latents and tokens appear here."
 
 
-def build(studio: Studio, tab: gr.Tab) -> None:
+def build(studio: Studio) -> None:
     """Put the tab's parts where gradio's current context is, and wire them."""
-    drawn = gr.HTML(html.status("The model is being loaded."))
+    drawn, timer = gr.HTML(html.status("The model is being loaded.")), gr.Timer(1)
     with gr.Row(elem_classes="work"):
         with gr.Column(scale=3, min_width=300, elem_classes="form"):
             file = gr.File(label="A video or GIF", file_types=UPLOADS, height=140)
@@ -37,7 +37,7 @@ def build(studio: Studio, tab: gr.Tab) -> None:
     file.change(show, file, shown, **model)
     example.click(lambda: _insides(studio, studio.own_clip), None, shown, **model)
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
-    tab.select(lambda: _stages(studio), None, drawn, **quiet)
+    timer.tick(lambda: _drawn(studio), None, [drawn, timer], **quiet)
 
 
 def _insides(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
@@ -52,10 +52,15 @@ def _insides(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
     return f'<div class="insides">{first}{figures}</div>'
 
 
+def _drawn(studio: Studio) -> tuple[Any, gr.Timer]:
+    """The stages as soon as the model is loaded, and whether to look again."""
+    return (_stages(studio), gr.Timer(active=False)) if studio.is_loaded else (gr.skip(), gr.Timer(active=True))
+
+
 def _stages(studio: Studio) -> str:
     """Both networks as a chain of boxes with shapes and numbers of parameters."""
     drawn = [f"<h3>{escape(title)}</h3>{html.chain(boxes)}" for title, boxes in studio.maker.stages()]
-    number = len(studio.described.classes)
+    number = len(studio.description.classes)
     classes = f"{number} classes" if number else "no classes"
     told = f"Told: {classes}, the frame rate. At work on this machine's {studio.maker.device}."
     return f"{''.join(drawn)}{html.status(told)}"

@@ -66,7 +66,7 @@ def open_clip(path: Path, pipeline: VQVDMPipeline, start: float = 0.0) -> tuple[
     Raises:
         InputError: no video, or too short a one from there on.
     """
-    if not (math.isfinite(start) and 0 <= start <= _LONGEST):
+    if not 0 <= start <= _LONGEST:  # nor what is no number
         raise InputError(f"start must be a time from 0 to {_LONGEST:g} seconds, not {start}")
     config, tokenizer = pipeline.config, pipeline.tokenizer
     factor = 1 if tokenizer is None else tokenizer.factors[0]

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from vqvdm.app.description import Description, of_configs
 from vqvdm.app.gallery import Item
 from vqvdm.app.inspection import Inspected, inspect, open_clip, stages
-from vqvdm.app.settings import MOST_VIDEOS, Described, Progress, Settings, describe
+from vqvdm.app.settings import MOST_VIDEOS, Progress, Settings, Stopped
 from vqvdm.continuation import spans
 from vqvdm.errors import InputError
 from vqvdm.generation import Order, generate_clips, make_orders, usual_batch
@@ -26,10 +27,6 @@ from vqvdm.video import Video, to_video
 OVERLAP = 8  # frames that a window is given of the one before
 _PREVIEWS = 8  # videos shown while they come to be
 _PREVIEW_SHARE = 0.4  # of the time, about
-
-
-class Stopped(Exception):
-    """Whoever asked has left."""
 
 
 @dataclass
@@ -59,11 +56,11 @@ class Maker:
         self._pace: float | None = None  # seconds a step and video, of late
 
     @property
-    def described(self) -> Described:
+    def description(self) -> Description:
         """What a form must know of it."""
         pipeline, tokenizer = self.pipeline, self.pipeline.tokenizer
         configs = (pipeline.config, pipeline.denoiser.config, None if tokenizer is None else tokenizer.config)
-        return describe(self.name, *configs)
+        return of_configs(self.name, *configs)
 
     @property
     def device(self) -> str:
@@ -102,7 +99,7 @@ class Maker:
             Stopped: the event was set.
             InputError: settings that the model cannot serve.
         """
-        pipeline, names = self.pipeline, self.described.classes
+        pipeline, names = self.pipeline, self.description.classes
         asked = settings.scheduler
         pipeline.scheduler = pipeline.objective.make_scheduler(asked) if asked else self._own_scheduler
         labels = [names.index(name) if name in names else name for name in settings.classes]

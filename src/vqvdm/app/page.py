@@ -21,17 +21,17 @@ def make_page(studio: Studio, runs: Path) -> gr.Blocks:
     """The page for a model; `runs` is a folder of runs to watch."""
     with gr.Blocks(title="vqvdm", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(
-            f'<header class="top"><h1>vqvdm</h1><p>Videos from noise, made by <b>{escape(studio.described.name)}</b> '
+            f'<header class="top"><h1>vqvdm</h1><p>Videos from noise, made by <b>{escape(studio.description.name)}</b> '
             "on this machine.</p></header>",
             elem_id="top",
         )
         with gr.Tab("Generate", id="generate"):
             generate.build(studio)
-        if studio.described.reconstructs:
+        if studio.description.reconstructs:
             with gr.Tab("Reconstruct", id="reconstruct"):
                 reconstruct.build(studio)
-            with gr.Tab("Inside", id="inside") as tab:
-                inside.build(studio, tab)
+            with gr.Tab("Inside", id="inside"):
+                inside.build(studio)
         with gr.Tab("Runs", id="runs") as tab:
             follow.build(runs, tab)
         gr.HTML(f"<footer>vqvdm {__version__} · what is made here is marked as generated in the files</footer>")

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vqvdm import __version__
+from vqvdm.app.description import Description
 from vqvdm.app.gallery import Gallery
-from vqvdm.app.settings import Described, Progress, Settings, check, in_words
+from vqvdm.app.settings import Progress, Settings, Stopped, check, in_words
 from vqvdm.errors import InputError
 from vqvdm.request import Request
 from vqvdm.video import Video
@@ -26,26 +27,40 @@ class Studio:
     """A model for the page, which may be there before the model is.
 
     Args:
-        described: what is known of the model from the beginning.
+        description: what is known of the model from the beginning.
         maker: the model, as soon as it is loaded.
         gallery: where what is made is kept.
     """
 
-    def __init__(self, described: Described, maker: futures.Future[Maker], gallery: Gallery) -> None:
-        self.described, self.gallery = described, gallery
+    def __init__(self, description: Description, maker: futures.Future[Maker], gallery: Gallery) -> None:
+        self.description, self.gallery = description, gallery
         self.lock = threading.Lock()
         self._maker = maker
         self._running: list[tuple[str, threading.Event]] = []  # with the session that asked
         self._own: tuple[Video, float] | None = None
+        self._closed = threading.Event()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is there, or is known not to come."""
+        return self._maker.done()
 
     @property
     def maker(self) -> Maker:
         """The model; waits until it is loaded.
 
         Raises:
-            InputError: it cannot be.
+            InputError: it cannot be, or the page is closed before it is.
         """
+        while not self._maker.done():
+            if self._closed.is_set():
+                raise InputError("the page is closed")
+            futures.wait([self._maker], timeout=_LOOK)
         return self._maker.result()
+
+    def close(self) -> None:
+        """Let go who waits for the model."""
+        self._closed.set()
 
     @property
     def generator(self) -> str:
@@ -61,7 +76,7 @@ class Studio:
     def own_clip(self) -> tuple[Video, float]:
         """A video that the model made: uint8 (t, h, w, 3), frames per second; always the same one."""
         if self._own is None:
-            for event in self.generate(replace(self.described.defaults, classes=self.described.classes[:1])):
+            for event in self.generate(replace(self.description.defaults, classes=self.description.classes[:1])):
                 if isinstance(event, list) and event:
                     item = self.gallery.get(event[0])
                     self._own = item.video, item.fps
@@ -71,7 +86,7 @@ class Studio:
 
     def forecast(self, videos: int, frames: int, steps: int) -> str:
         """How long a sampling will take here, in words; nothing before the first one has shown it."""
-        seconds = self.maker.seconds(videos, frames, steps) if self._maker.done() else None
+        seconds = self.maker.seconds(videos, frames, steps) if self.is_loaded else None
         return "" if seconds is None else f"about {in_words(seconds)}"
 
     def generate(
@@ -129,8 +144,6 @@ class Studio:
             raise
 
     def _work(self, settings: Settings, given: Request, tell: Callable[[Any], None], stopped: threading.Event) -> None:
-        from vqvdm.app.maker import Stopped
-
         try:
             items = self.maker.make(settings, given, tell, stopped)
             last: Any = [self.gallery.add(item) for item in items]
@@ -138,5 +151,6 @@ class Studio:
             last = []
         except BaseException as problem:  # noqa: BLE001  raised again where it is read
             last = problem
-        self.lock.release()  # before the word that it is done, after which the next one begins
+        finally:
+            self.lock.release()  # before the word that it is done, after which the next one begins
         tell(last)

@@ -14,12 +14,23 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vqvdm.errors import InputError, reason_of
 
-_DIED = re.compile(r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)|Pin memory thread exited")
+# What torch says of a process that has died, or of shared memory that died with it.
+_DIED = re.compile(
+    r"DataLoader worker \(pid.*\) (exited unexpectedly|is killed by signal)|Pin memory thread exited"
+    r"|unable to open shared memory object"
+)
 _GONE = (EOFError, ConnectionError, FileNotFoundError)  # what asking a process that died for its tensors ends in
 
 
 class LoaderDied(InputError):
-    """A loader process is no more: too little memory, or a file that brought the decoder down."""
+    """A loader process is no more, for a `reason` that the system alone knows."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"a loader process died ({reason}): too little memory, or too few open files (ulimit -n), for so many of "
+            "them, or a file that brings the decoder down; data.workers=0 tells which"
+        )
 
 
 def leave_signals_to_parent(worker: int) -> None:
@@ -45,7 +56,7 @@ def loading(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
     with ctrl_c_waits(), _deaths_are_told_late():
         loads = iter(loader)
     try:
-        yield _deaths_named(loads)
+        yield _deaths_named(loads) if isinstance(loads, _MultiProcessingDataLoaderIter) else loads
     except InputError as error:
         _, found, message = str(error).rpartition("InputError: ")
         if not found or isinstance(error, LoaderDied):
@@ -69,11 +80,7 @@ def _deaths_named(loads: Iterator[Any]) -> Iterator[Any]:
             told = _DIED.match(str(error)) if isinstance(error, RuntimeError) else not str(error).startswith("Caught")
             if not told:
                 raise
-            reason = reason_of(error) if isinstance(error, RuntimeError) else "it no longer answers"
-            raise LoaderDied(
-                f"a loader process died ({reason}): too little memory for so many of them, or a file that brings the "
-                "decoder down; data.workers=0 tells which"
-            ) from error
+            raise LoaderDied(reason_of(error) if isinstance(error, RuntimeError) else "it no longer answers") from error
         yield item
 
 

@@ -37,10 +37,10 @@ def find_pipeline(model: str | os.PathLike[str]) -> Path | None:
     Raises:
         InputError: there is none.
     """
-    return find(model, ("", "pipeline"), "model_index.json", "a pipeline (train a denoiser first)")
+    return find_folder(model, ("", "pipeline"), "model_index.json", "a pipeline (train a denoiser first)")
 
 
-def find(model: str | os.PathLike[str], places: Sequence[str], marker: str, what: str) -> Path | None:
+def find_folder(model: str | os.PathLike[str], places: Sequence[str], marker: str, what: str) -> Path | None:
     """The first of the places below `model` that holds the marker; None if `model` looks like a name on the hub.
 
     A folder comes before a bundled model of its name.

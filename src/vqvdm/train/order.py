@@ -203,8 +203,8 @@ def updates(
         except LoaderDied as error:
             deaths += 1
             if deaths > _DEATHS:
-                raise InputError(f"loader processes died {deaths} times at update {step}: {error}") from error
-            logger.warning("update %d: %s; others take their place", step, error)
+                raise InputError(f"update {step}, {deaths} times: {error}") from error
+            logger.warning("update %d: a loader process died (%s); others take their place", step, error.reason)
 
 
 class _Batched(Dataset[Any]):
