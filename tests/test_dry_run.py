@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tiny_training import ADVERSARIAL, TinyClips, tiny_recipe
 from vqvdm import cli
 from vqvdm.errors import InputError
+from vqvdm.processes import this_process
 from vqvdm.train.dry_run import Trial, Work, dry_run, duration, largest_batch, report, work_of_update
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.tokenizer import TokenizerStage
@@ -112,4 +113,11 @@ def test_what_does_not_fit_at_all_is_said(tmp_path: Path, monkeypatch: pytest.Mo
     stage = stage_of(tmp_path, TinyClips())
     monkeypatch.setattr(stage, "update", full)
     with pytest.raises(InputError, match="not even one clip"):
+        dry_run(stage, TinyClips(), torch.device("cpu"))
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stage = stage_of(tmp_path, TinyClips())
+    monkeypatch.setattr(this_process(), "num_processes", 2)
+    with pytest.raises(InputError, match="without torchrun"):
         dry_run(stage, TinyClips(), torch.device("cpu"))

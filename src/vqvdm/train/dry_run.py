@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from vqvdm.errors import InputError
 from vqvdm.flops import flop_counter
 from vqvdm.memory import available_memory, peak_memory
+from vqvdm.processes import this_process
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.train.loop import Stage
 from vqvdm.train.order import Batch, Order, updates
@@ -73,8 +74,10 @@ def dry_run(stage: Stage, dataset: Any, device: torch.device) -> list[str]:
         device: where it computes.
 
     Raises:
-        InputError: not even one clip at a time fits.
+        InputError: not even one clip at a time fits; or there are several processes.
     """
+    if this_process().num_processes > 1:  # each would go on for as long as its own clock and memory say
+        raise InputError("--dry-run is of one process; start it without torchrun")
     training = stage.training
     try:
         work = work_of_update(stage, dataset, device)  # makes the optimiser's state as well
