@@ -20,6 +20,7 @@ from vqvdm.errors import InputError
 from vqvdm.recipe import (
     DataRecipe,
     DenoiserRecipe,
+    DenoiserTrainingRecipe,
     DiffusionRecipe,
     Recipe,
     SamplingRecipe,
@@ -188,12 +189,12 @@ numbers = st.floats(1e-12, 1e12, exclude_min=True)
     ),
 )
 def test_every_value_survives_the_file(tmp_path_factory, text, rate, fps, betas, steps, model):
-    training = TrainingRecipe(learning_rate=rate, betas=betas, steps=steps)
+    training = {"learning_rate": rate, "betas": betas, "steps": steps}
     recipe = Recipe(
         name=text,
         data=DataRecipe(path=text, fps=fps),
-        tokenizer=TokenizerRecipe(model=model, training=training),
-        denoiser=DenoiserRecipe(model={"channels": (1, (2, 3))}, training=training),
+        tokenizer=TokenizerRecipe(model=model, training=TrainingRecipe(**training)),
+        denoiser=DenoiserRecipe(model={"channels": (1, (2, 3))}, training=DenoiserTrainingRecipe(**training)),
     )
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     recipe.save(path)
@@ -232,6 +233,8 @@ MISTAKES = [
     ("denoiser: {diffusion: {prediction: eps}}", ["denoiser.diffusion.prediction is 'eps'", "'epsilon'"]),
     ("denoiser: {diffusion: {prediction: epsilon}}", ["zero_terminal_snr is true", "'epsilon'", "set it to false"]),
     ("denoiser: {diffusion: {min_snr_gamma: 5}}", ["min_snr_gamma", "'flow'", "null"]),
+    ("denoiser: {training: {fsdp: true, compile: true}}", ["denoiser.training.fsdp is true", "training.compile=false"]),
+    ("tokenizer: {training: {fsdp: true}}", ["unknown key 'tokenizer.training.fsdp'"]),
     ("sampling: {scheduler: dmp++}", ["sampling.scheduler is 'dmp++'", "did you mean 'dpm++'"]),
     ("sampling: {guidance_interval: [0.8, 0.2]}", ["guidance_interval is [0.8, 0.2]", "must rise"]),
     ("tokenizer: {loss: {adversarial: {weight: 1, image: false, video: false}}}", ["adversarial.weight", "are off"]),

@@ -338,7 +338,7 @@ def test_the_pipeline_knows_its_flow_whatever_the_scheduler(tmp_path: Path, sche
     part = replace(recipe.denoiser, model=DENOISER, diffusion=replace(recipe.denoiser.diffusion, shift=3.0))
     recipe = replace(recipe, tokenizer=None, denoiser=part, sampling=SamplingRecipe(scheduler, steps=2))
     stage = DenoiserStage(recipe, make_accelerator(part.training, tmp_path), TinyClips(), None)
-    stage.write_model(0, tmp_path / "pipeline", last=True)
+    stage.write_model(stage.usable_model(), 0, tmp_path / "pipeline", last=True)
     objective = VQVDMPipeline.from_pretrained(tmp_path / "pipeline").objective
     assert (objective.prediction, objective.shift) == ("flow", 3.0)
 
@@ -360,3 +360,16 @@ def test_a_start_from_other_latents_or_another_prediction_is_refused(tmp_path: P
         write_latents(tokenizer, TinyClips(), tmp_path / "second" / "latents", progress=False)
     with pytest.raises(InputError, match=r"start_from names .*first, which predicts flow of the latents of tokenizer"):
         train_denoiser(replace(recipe, denoiser=part), tmp_path / "second")
+
+
+def test_one_process_trains_the_same_with_shards_asked_for(tmp_path: Path) -> None:
+    recipe, found = tiny_recipe(steps=2), []
+    for fsdp in (False, True):
+        give_tokenizer(tmp_path / str(fsdp))
+        part = replace(recipe.denoiser, training=replace(recipe.denoiser.training, fsdp=fsdp))
+        train_denoiser(replace(recipe, denoiser=part), tmp_path / str(fsdp))
+        found.append(latest_checkpoint(tmp_path / str(fsdp) / "checkpoints" / "denoiser"))
+    plain, asked = found
+    for name in ("model", "ema", "optimizer"):
+        ours, theirs = plain.tensors(name), asked.tensors(name)
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours), name

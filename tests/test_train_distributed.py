@@ -11,12 +11,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tiny_pipeline import tiny_pipeline
 from tiny_training import ADVERSARIAL, give_tokenizer, open_tiny, tiny_recipe
+from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import Recipe
 from vqvdm.train import denoiser, tokenizer
 from vqvdm.train.checkpoint import Checkpoint, latest_checkpoint
@@ -47,8 +49,8 @@ def recipe_of(batch: int) -> Recipe:
     return replace(recipe, tokenizer=replace(recipe.tokenizer, model=model))
 
 
-def train(run: Path, stage: str, batch: int, processes: int) -> Checkpoint:
-    recipe = recipe_of(batch)
+def train(run: Path, stage: str, batch: int, processes: int, recipe: Recipe | None = None) -> Checkpoint:
+    recipe = recipe or recipe_of(batch)
     if processes == 1:
         {"tokenizer": train_tokenizer, "denoiser": train_denoiser}[stage](recipe, run)
     else:
@@ -80,7 +82,7 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path: Path, stage: st
         give_tokenizer(run)
     one, two = train(runs[0], stage, batch=4, processes=1), train(runs[1], stage, batch=2, processes=2)
     check_alike(one, two, stage)
-    logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in runs]
+    logs = [records(run) for run in runs]
     assert [record["step"] for record in logs[0]] == [record["step"] for record in logs[1]]
     if stage == "tokenizer":  # the ratio of the whole batch's gradients, not the mean of the processes' ratios
         ours, theirs = (
@@ -119,6 +121,110 @@ def check_alike(one: Checkpoint, two: Checkpoint, stage: str) -> None:
         else:  # Adam magnifies the rounding of gradients that are almost zero, so the weights as a whole
             a, b = (torch.cat([tensors[key].float().flatten() for key in ours]) for tensors in (ours, theirs))
             assert (a - b).norm() <= 1e-3 * a.norm(), name
+
+
+SHOWN = ("step", "loss", "gradient_norm")
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def in_shards(recipe: Recipe, fsdp: bool = True, **changes: Any) -> Recipe:
+    part = recipe.denoiser
+    return replace(recipe, denoiser=replace(part, training=replace(part.training, fsdp=fsdp, **changes)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_shards_learn_what_whole_copies_do(tmp_path: Path, optimizer: str) -> None:
+    """FSDP2 and DDP: with two batches an update, clipping, and first estimates shown to some clips."""
+    recipe = recipe_of(1)
+    model = {**recipe.denoiser.model, "transformer": optimizer == "muon"}
+    recipe = replace(recipe, denoiser=replace(recipe.denoiser, model=model, self_conditioning=0.3))
+    changes = {"optimizer": optimizer, "accumulate": 2, "clip_norm": 0.5, "sample_every": 2, "learning_rate": 1e-3}
+    found = []
+    for fsdp in (False, True):
+        run = tmp_path / f"fsdp-{fsdp}"
+        give_tokenizer(run)
+        found.append(train(run, "denoiser", 1, 2, in_shards(recipe, fsdp, **changes)))
+        assert [path.suffix for path in sorted((run / "samples").glob("*4.*"))] == [".mp4", ".png"]
+    whole, shards = found
+    for name in ("model", "ema", "optimizer", *(["muon"] if optimizer == "muon" else [])):
+        ours, theirs = whole.tensors(name), shards.tensors(name)
+        assert list(ours) == list(theirs) and ours
+        for key, value in ours.items():
+            apart = (value.float() - theirs[key].float()).norm()
+            assert apart <= 2e-3 * value.float().norm() + 1e-7, f"{name} {key}: {apart} apart of {value.norm()}"
+        a, b = (torch.cat([tensors[key].float().flatten() for key in ours]) for tensors in (ours, theirs))
+        assert (a - b).norm() <= 1e-5 * a.norm(), name
+    for one, other in zip(*(records(tmp_path / f"fsdp-{fsdp}") for fsdp in (False, True)), strict=True):
+        assert [one[name] for name in SHOWN] == pytest.approx([other[name] for name in SHOWN], rel=1e-4)
+    exported, average = (
+        VQVDMPipeline.from_pretrained(tmp_path / "fsdp-True" / "pipeline").denoiser,
+        shards.tensors("ema"),
+    )
+    assert all(torch.equal(value, average[name]) for name, value in exported.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("sharded_first", [True, False])
+def test_a_training_goes_on_in_shards_or_out_of_them(tmp_path: Path, sharded_first: bool) -> None:
+    runs = [tmp_path / "one", tmp_path / "changing"]
+    for run in runs:
+        run.mkdir()
+        give_tokenizer(run)
+    one = train(runs[0], "denoiser", batch=4, processes=1)
+    for sharded in (sharded_first, not sharded_first):
+        shutil.rmtree(runs[1] / "checkpoints" / "denoiser" / "step-00000004", ignore_errors=True)
+        batch = 2 if sharded else 4
+        last = train(runs[1], "denoiser", batch, 4 // batch, in_shards(recipe_of(batch), sharded))
+    check_alike(one, last, "denoiser")
+    ours, theirs = one.tensors("optimizer"), last.tensors("optimizer")
+    assert list(ours) == list(theirs)
+    assert [tensor.shape for tensor in ours.values()] == [tensor.shape for tensor in theirs.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_each_process_holds_its_share_alone(tmp_path: Path) -> None:
+    program = tmp_path / "share.py"
+    program.write_text(f"""
+import json, sys
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+from dataclasses import replace
+from pathlib import Path
+from tiny_training import TinyClips, tiny_recipe
+from vqvdm.train.denoiser import DenoiserStage
+from vqvdm.train.dry_run import last_batches
+from vqvdm.train.loop import make_accelerator
+
+recipe = replace(tiny_recipe(), tokenizer=None)
+part = replace(recipe.denoiser, training=replace(recipe.denoiser.training, fsdp=True))
+accelerator = make_accelerator(part.training, Path({str(tmp_path)!r}))
+stage = DenoiserStage(replace(recipe, denoiser=part), accelerator, TinyClips(), None)
+stage.update(*last_batches(part.training, TinyClips(), accelerator.device))
+weights = list(stage.denoiser.parameters())
+held = {{
+    "whole": weights,
+    "weights": [weight.to_local() for weight in weights],
+    "gradients": [weight.grad.to_local() for weight in weights],
+    "average": [weight.to_local() for weight in stage.average.parameters()],
+    "moments": [state["exp_avg"].to_local() for state in stage.optimizers["optimizer"].state.values()],
+}}
+share = {{name: sum(tensor.numel() for tensor in tensors) for name, tensors in held.items()}}
+Path({str(tmp_path)!r}, f"{{accelerator.process_index}}.json").write_text(json.dumps(share))
+accelerator.wait_for_everyone()
+""")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    result = subprocess.run(launch, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert result.returncode == 0, result.stderr
+    shares = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for name in ("weights", "gradients", "average", "moments"):
+        assert sum(share[name] for share in shares) == shares[0]["whole"], name
+        assert max(share[name] for share in shares) < 0.55 * shares[0]["whole"], name
 
 
 def launched(processes: int, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -21,6 +21,7 @@ from vqvdm.recipe import (
     AdversarialRecipe,
     DataRecipe,
     DenoiserRecipe,
+    DenoiserTrainingRecipe,
     Recipe,
     SamplingRecipe,
     TokenizerLossRecipe,
@@ -90,7 +91,7 @@ def tiny_recipe(adversarial: AdversarialRecipe = ADVERSARIAL, **training: Any) -
         name="tiny",
         data=DataRecipe(frames=4, size=16, workers=0),
         tokenizer=TokenizerRecipe(TOKENIZER, TokenizerLossRecipe(adversarial=adversarial), training=settings),
-        denoiser=DenoiserRecipe(DENOISER, training=settings),
+        denoiser=DenoiserRecipe(DENOISER, training=DenoiserTrainingRecipe(**vars(settings))),
         sampling=SamplingRecipe(steps=2),
     )
 

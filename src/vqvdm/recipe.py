@@ -70,6 +70,13 @@ class TrainingRecipe:
 
 
 @dataclass(frozen=True)
+class DenoiserTrainingRecipe(TrainingRecipe):
+    """That of a network that may be too large for each process to hold whole."""
+
+    fsdp: bool = False  # weights, gradients, optimiser and average in shards over the processes (FSDP2)
+
+
+@dataclass(frozen=True)
 class AdversarialRecipe:
     """The discriminators of stage 1: when they enter, how strongly, and what keeps them steady."""
 
@@ -149,7 +156,7 @@ class DenoiserRecipe:
     images: float = 0.0  # share of the updates that learn half of each clip's frames (or latents) one by one
     start_from: str | None = None  # a pipeline, run or hub id whose denoiser's weights this one starts with
     lora_rank: int = 0  # of adapters that alone are trained, with the classes; 0 trains all weights
-    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    training: DenoiserTrainingRecipe = field(default_factory=DenoiserTrainingRecipe)
 
 
 @dataclass(frozen=True)
@@ -162,7 +169,7 @@ class DistillationRecipe:
     times: Literal["uniform", "logit_normal"] = "uniform"
     scheduler: Scheduler = "euler"
     steps: int = 4
-    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    training: DenoiserTrainingRecipe = field(default_factory=DenoiserTrainingRecipe)
 
 
 @dataclass(frozen=True)
@@ -428,11 +435,19 @@ def _decoder_only(recipe: Recipe) -> str | None:
     return "is true, but no tokenizer is named whose decoder to train; set tokenizer.start_from"
 
 
+def _compiled_shards(recipe: Recipe) -> str | None:
+    training = recipe.denoiser.training
+    if training.fsdp and training.compile:
+        return "is true, but torch's compiler fails among weights that come and go; set denoiser.training.compile=false"
+    return None
+
+
 # Settings that exclude each other: the key to name, and what is wrong with it (None: nothing).
 _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.diffusion.zero_terminal_snr": _terminal_noise,
     "denoiser.diffusion.min_snr_gamma": _min_snr,
     "denoiser.self_conditioning": _self_conditioning,
+    "denoiser.training.fsdp": _compiled_shards,
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
     "latents.flips": _flips,

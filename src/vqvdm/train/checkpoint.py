@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 from vqvdm.errors import InputError, reason_of
 from vqvdm.files import sha256_of, whole_folder
 from vqvdm.structure import parse_json
+from vqvdm.train.sharding import part_of
 
 Tensors = dict[str, Tensor]
 SUMS = "SHA256SUMS"
@@ -240,4 +241,4 @@ def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
         parameter = parameters[int(number)]
         like = parameter if value.shape == parameter.shape else value
         like = torch.empty_like(like, device=parameter.device)  # the fused AdamW wants its count of steps there, too
-        optimizer.state[parameter][name] = like.copy_(value)
+        optimizer.state[parameter][name] = like.copy_(part_of(value, like))

@@ -47,6 +47,7 @@ from vqvdm.train.optimization import (
     usable_copy,
 )
 from vqvdm.train.order import Batch, seed_of
+from vqvdm.train.sharding import filled, gathered, load_weights, outline_of, shard
 from vqvdm.train.start_from import start_denoiser_from
 from vqvdm.video import grid, write_sheet, write_video
 
@@ -224,7 +225,10 @@ class DenoiserStage:
                 "channels; leave it out"
             )
         torch.manual_seed(seed_of(self.training.seed, "denoiser"))
-        self.denoiser = channels_last(VideoDenoiser(**arguments), accelerator.device).to(accelerator.device)
+        self.sharded = self.training.fsdp and accelerator.num_processes > 1
+        self.denoiser = VideoDenoiser(**arguments)
+        if not self.sharded:  # shards go to the device one by one, and are rows, contiguous
+            self.denoiser = channels_last(self.denoiser, accelerator.device).to(accelerator.device)
         if any(n % factor for n, factor in zip(extent, self.denoiser.factors, strict=True)):
             raise InputError(
                 f"denoiser.model.channels and denoiser.model.patch ask for (t, h, w) divisible by "
@@ -240,16 +244,20 @@ class DenoiserStage:
         if recipe.denoiser.lora_rank > 0:
             add_lora(self.denoiser, recipe.denoiser.lora_rank)
         self.average = averaged_copy(self.denoiser) if self.training.ema_decay > 0 else None
+        self.outline = outline_of(self.denoiser) if self.sharded else None
         if self.training.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         if self.training.compile:
             self.denoiser.compile()
 
-        self.optimizers = make_optimizers(self.denoiser, self.training)
-        self.forward = accelerator.prepare_model(self.denoiser)
         self.modules: dict[str, nn.Module] = {"model": self.denoiser}
         if self.average is not None:
             self.modules["ema"] = self.average
+        if self.sharded:
+            for network in self.modules.values():
+                shard(network, accelerator.device, accelerator.num_processes)
+        self.forward = self.denoiser if self.sharded else accelerator.prepare_model(self.denoiser)
+        self.optimizers = make_optimizers(self.denoiser, self.training)
         self.defaults = {f"denoiser.model.{name}": v for name, v in default_settings(VideoDenoiser).items()}
         self.defaults["denoiser.lora_rank"] = 0
         self.architecture: dict[str, Any] = {
@@ -278,9 +286,8 @@ class DenoiserStage:
             assert isinstance(plain, VideoDenoiser)
             start_denoiser_from(plain, other.denoiser, known)
             places = base_of(self.denoiser)
-            self.denoiser.load_state_dict(
-                {places[name]: value for name, value in plain.state_dict().items()}, strict=False
-            )
+            weights = {places[name]: value for name, value in plain.state_dict().items()}
+            load_weights(self.denoiser, weights, strict=False)
             if self.average is not None:
                 self.average.load_state_dict(self.denoiser.state_dict())
 
@@ -354,6 +361,8 @@ class DenoiserStage:
             return None
         shown = batch.uniform("estimate").to(noisy.device) < share
         estimate = torch.zeros_like(noisy)
+        if self.sharded and not shown.any():  # other processes show theirs, and weights are gathered from all
+            self.denoiser(noisy[:1], timestep[:1], None, fps[:1])
         if shown.any():
             few = None if labels is None else labels[shown]
             given = None if context is None else context[shown]
@@ -380,9 +389,17 @@ class DenoiserStage:
         """Nothing to warn of."""
         return None
 
-    def write_samples(self, step: int, folder: Path) -> dict[str, float]:
+    def usable_model(self) -> VideoDenoiser | None:
+        """The averaged denoiser, if the recipe keeps an average; with the adapters beside its weights."""
+        trained, main = self.denoiser if self.average is None else self.average, self.accelerator.is_main_process
+        if self.outline is None:
+            return usable_copy(trained) if main else None
+        weights = gathered(trained.state_dict(), keep=main)
+        return filled(self.outline, weights).to(self.accelerator.device) if main else None
+
+    def write_samples(self, denoiser: VideoDenoiser, step: int, folder: Path) -> dict[str, float]:
         """Generated clips, one of each class, as a sheet and a video; the same noise every time."""
-        pipeline = self._pipeline(step)
+        pipeline = self._pipeline(denoiser, step)
         pipeline.set_progress_bar_config(disable=True)
         ids = list(range(self.num_classes))[:SHOWN_CLASSES] if self.num_classes else None
         number = len(ids) if ids else SHOWN_UNCONDITIONAL
@@ -403,11 +420,11 @@ class DenoiserStage:
         write_video(folder / f"denoiser-{step:08d}.mp4", grid(videos, columns), self.fps, metadata=metadata)
         return {}
 
-    def write_model(self, step: int, folder: Path, last: bool) -> dict[str, float]:
+    def write_model(self, denoiser: VideoDenoiser, step: int, folder: Path, last: bool) -> dict[str, float]:
         """The whole pipeline."""
-        pipeline = self._pipeline(step)
+        pipeline = self._pipeline(denoiser, step)
         if self.recipe.denoiser.lora_rank > 0:
-            save_lora(self.denoiser if self.average is None else self.average, folder / "lora")
+            save_lora(denoiser, folder / "lora")
         if last:
             folder.mkdir(parents=True, exist_ok=True)
             with autocast(self.accelerator.device, self.training.precision):
@@ -415,13 +432,11 @@ class DenoiserStage:
         pipeline.save_pretrained(folder)
         return {}
 
-    def _pipeline(self, step: int) -> VQVDMPipeline:
-        trained = self.denoiser if self.average is None else self.average
-        denoiser = merged(trained) if self.recipe.denoiser.lora_rank > 0 else usable_copy(trained)
+    def _pipeline(self, denoiser: VideoDenoiser, step: int) -> VQVDMPipeline:
         data, sampling = self.recipe.data, self.recipe.sampling
         return VQVDMPipeline(
             tokenizer=self.tokenizer,
-            denoiser=denoiser,
+            denoiser=merged(denoiser) if self.recipe.denoiser.lora_rank > 0 else denoiser,
             scheduler=self.objective.make_scheduler(sampling.scheduler),
             diffusion=self.objective.for_sampling(),  # not every scheduler states it: flow's ddim walks other noise
             id2label=dict(enumerate(self.classes)) if self.num_classes else None,

@@ -43,6 +43,7 @@ from vqvdm.train.checkpoint import (
 from vqvdm.train.interrupt import Interrupt
 from vqvdm.train.log import Log, Meter, Progress
 from vqvdm.train.order import Batch, Order, seed_of, updates
+from vqvdm.train.sharding import gathered, load_weights
 from vqvdm.train.trackers import show_videos
 
 AGREE_EVERY = 8  # updates between two looks at the other processes' signals
@@ -54,13 +55,17 @@ class Stage(Protocol):
 
     name: str  # "tokenizer" or "denoiser": in checkpoints, log and samples
     export: str  # the exported model's folder in the run, replaced at each checkpoint
-    training: TrainingRecipe
     workers: int  # loader processes
     modules: dict[str, nn.Module]  # saved and restored, by file name
     optimizers: dict[str, Optimizer]  # likewise
     architecture: dict[str, Any]  # dotted recipe keys in which a checkpoint must agree, with plain values
     defaults: dict[str, Any]  # of those keys that a checkpoint from before them may lack
     stated: tuple[str, ...]  # parts of the recipe that the exported model states, without having learnt from them
+
+    @property
+    def training(self) -> TrainingRecipe:
+        """The optimiser's side of the recipe."""
+        ...
 
     def take_first_weights(self) -> None:
         """Load what the recipe names to start from, if anything; called where there is no checkpoint."""
@@ -74,12 +79,16 @@ class Stage(Protocol):
         """A warning that the averaged figures call for."""
         ...
 
-    def write_samples(self, step: int, folder: Path) -> Mapping[str, float]:
-        """Write pictures for the eye into `folder`; returns figures to log. Main process only."""
+    def usable_model(self) -> Any:
+        """A copy of the network as others use it. All processes must call it; those but the main one get None."""
         ...
 
-    def write_model(self, step: int, folder: Path, last: bool) -> Mapping[str, float]:
-        """Write the model as others use it into `folder`; returns figures to keep beside it. Main process only."""
+    def write_samples(self, model: Any, /, step: int, folder: Path) -> Mapping[str, float]:
+        """Write the `usable_model`'s pictures for the eye into `folder`; returns figures to log. Main process only."""
+        ...
+
+    def write_model(self, model: Any, /, step: int, folder: Path, last: bool) -> Mapping[str, float]:
+        """Write the `usable_model` into `folder`; returns figures to keep beside it. Main process only."""
         ...
 
 
@@ -289,9 +298,10 @@ class _Session:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        tensors = {name: module.state_dict() for name, module in self.stage.modules.items()}
+        tensors |= {name: optimizer_tensors(optimizer) for name, optimizer in self.stage.optimizers.items()}
+        tensors = {name: gathered(named, keep=self.main) for name, named in tensors.items()}
         if self.main:
-            tensors = {name: module.state_dict() for name, module in self.stage.modules.items()}
-            tensors |= {name: optimizer_tensors(optimizer) for name, optimizer in self.stage.optimizers.items()}
             state = {
                 **asdict(self.counters),
                 "vqvdm": __version__,
@@ -309,10 +319,11 @@ class _Session:
 
     def sample(self) -> None:
         """Write samples."""
+        model = self.stage.usable_model()
         if self.main:
             folder = self.run / "samples"
             folder.mkdir(exist_ok=True)
-            figures = self.stage.write_samples(self.counters.step, folder)
+            figures = self.stage.write_samples(model, self.counters.step, folder)
             show_videos(self.accelerator.trackers, folder.glob(f"*-{self.counters.step:08d}.mp4"), self.counters.step)
             if figures:
                 self.log.write(self.counters.step, figures)
@@ -335,10 +346,11 @@ class _Session:
 
     def export_model(self, last: bool) -> None:
         """Replace the exported model."""
+        model = self.stage.usable_model()
         if self.main:
             step = self.counters.step
             with whole_folder(self.export) as folder:
-                figures = self.stage.write_model(step, folder, last)
+                figures = self.stage.write_model(model, step, folder, last)
                 record = {"step": step, "seconds": self.counters.seconds, **figures}
                 (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         self._mark()
@@ -350,9 +362,12 @@ class _Session:
             return True
         path = self.export / "training.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["step"] != self.counters.step
+            older = json.loads(path.read_text(encoding="utf-8"))["step"] != self.counters.step
         except (OSError, ValueError, KeyError, TypeError):  # damaged, so export again
-            return True
+            older = True
+        if self.accelerator.num_processes > 1:  # all take part in an export, or none
+            (older,) = broadcast_object_list([older])
+        return older
 
     def roll_back(self) -> None:
         """After NaN: once, return to the last checkpoint and go on with another order and other noise."""
@@ -399,7 +414,7 @@ class _Session:
                     f"the checkpoint {checkpoint.folder} lacks {name}.safetensors; delete the folder to go on from an "
                     "earlier one"
                 )
-            module.load_state_dict(tensors)
+            load_weights(module, tensors)
         for name, optimizer in self.stage.optimizers.items():
             load_optimizer(optimizer, checkpoint.tensors(name))
         self.counters = _Counters(**{name: checkpoint.state[name] for name in asdict(self.counters)})

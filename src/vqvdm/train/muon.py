@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from vqvdm.train.sharding import part_of, whole
+
 # The quintic a*x + b*x^3 + c*x^5 of Jordan 2024: steep at 0, and five rounds of it end within about 0.7..1.2.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ROUNDS = 5
@@ -51,11 +53,11 @@ class Muon(Optimizer):
                     alike[direction.shape].append((_matrix(weight), direction))
             for shape, pairs in alike.items():
                 matrices, directions = zip(*pairs, strict=True)
-                steps = orthogonalized(torch.stack(directions))
+                steps = orthogonalized(torch.stack([whole(direction) for direction in directions]))
                 length = 0.2 * group["lr"] * max(shape) ** 0.5
                 for matrix, update in zip(matrices, steps, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                    matrix.sub_(update, alpha=length)
+                    matrix.sub_(part_of(update, matrix), alpha=length)
 
     def _momentum(self, weight: Tensor, gradient: Tensor, decay: float) -> Tensor:
         assert weight.ndim >= 2, f"Muon is for matrices and convolutions, not for {tuple(weight.shape)}"

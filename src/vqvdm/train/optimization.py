@@ -16,6 +16,7 @@ from torch.optim import AdamW, Optimizer
 from vqvdm.processor import fast_bf16
 from vqvdm.recipe import TrainingRecipe
 from vqvdm.train.muon import Muon
+from vqvdm.train.sharding import whole
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -70,7 +71,7 @@ def make_adamw(
 
 def clip_gradients(parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
     """Scale the gradients to a norm of at most `largest` (0: leave them) and return the norm before, a scalar."""
-    return torch.nn.utils.clip_grad_norm_(parameters, largest if largest > 0 else math.inf)
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, largest if largest > 0 else math.inf))
 
 
 def averaged_copy(model: Model) -> Model:

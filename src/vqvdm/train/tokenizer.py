@@ -317,9 +317,13 @@ class TokenizerStage:
             return None
         return f"a batch uses {share:.1%} of the codes it could: the codebook is collapsing"
 
-    def write_samples(self, step: int, folder: Path) -> dict[str, float]:
+    def usable_model(self) -> VideoTokenizer | None:
+        """The averaged tokenizer, if the recipe keeps an average."""
+        trained = self.tokenizer if self.average is None else self.average
+        return usable_copy(trained) if self.accelerator.is_main_process else None
+
+    def write_samples(self, tokenizer: VideoTokenizer, step: int, folder: Path) -> dict[str, float]:
         """The followed clips above their reconstructions, as a sheet and a video; returns their PSNR."""
-        tokenizer = self._model()
         clips, rates = self.followed_clips
         reconstructions = torch.cat([tokenizer(part).reconstruction for part in clips.split(self.training.batch)])
         real, made = ([to_video(clip.cpu()) for clip in some[:SHOWN_CLIPS]] for some in (clips, reconstructions))
@@ -331,9 +335,8 @@ class TokenizerStage:
         write_video(folder / f"tokenizer-{step:08d}.mp4", video, float(rates[0]), metadata=metadata)
         return {self.figure: clip_psnr(clips, reconstructions)}
 
-    def write_model(self, step: int, folder: Path, last: bool) -> dict[str, float]:
+    def write_model(self, tokenizer: VideoTokenizer, step: int, folder: Path, last: bool) -> dict[str, float]:
         """The tokenizer with its latent statistics; returns, at the end, its PSNR on the followed clips."""
-        tokenizer = self._model()
         if not self.decoder_only:
             number = STATISTICS_CLIPS if last else STATISTICS_CLIPS // 4
             tokenizer.set_latent_statistics(*latent_statistics(tokenizer, self.dataset, number, self.training.batch))
@@ -344,9 +347,6 @@ class TokenizerStage:
             figures[self.figure] = clip_psnr(clips, decoded)
         tokenizer.save_pretrained(folder)
         return figures
-
-    def _model(self) -> VideoTokenizer:
-        return usable_copy(self.tokenizer if self.average is None else self.average)
 
     @cached_property
     def followed_clips(self) -> tuple[Tensor, Tensor]:
