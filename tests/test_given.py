@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -145,6 +148,44 @@ def test_context_is_near_to_the_latents_of_the_whole_clip_which_training_shows()
         return (latents - whole).mean((3, 4)).square().mean().sqrt().item()
 
     assert shift(context[:, :16, :2]) < 0.2 * shift(alone)
+
+
+def test_context_is_encoded_once_more_with_the_clip_that_comes_to_be() -> None:
+    tokenizer = VQVDMPipeline.from_pretrained(bundled()).tokenizer
+    video = ToyMotions(size=64, frames=16).render(0, label=7, fps=12.0).video  # spinning, so that holding is wrong
+    with torch.inference_mode():
+        whole = tokenizer.encode(to_clip(video)[None])
+    keeper = Keeper(read_given(None, None, video[:8], None, (16, 64, 64)), tokenizer, wanted=True)
+    assert keeper.refined(whole, noise=0.9) is None, "nothing is to be seen yet"
+    two = whole.repeat(2, 1, 1, 1, 1)
+    better = keeper.refined(two, noise=0.7)
+    assert better.shape == (2, 18, 4, 8, 8) and torch.equal(
+        better[:, 16:], keeper.context[:, 16:].expand(2, -1, -1, -1, -1)
+    )
+    assert not better[:, :16, 2:].any(), "what is made is not shown"
+    held, now = ((each[:1, :16, 1] - whole[:, :, 1]).square().mean() for each in (keeper.context, better))
+    assert now < 0.1 * held
+    assert keeper.refined(two, noise=0.5) is None, "once is enough"
+    still = Keeper(read_given(video[0], None, None, None, (16, 64, 64)), tokenizer, wanted=True)
+    assert still.refined(whole, noise=0.5) is None, "a still picture is encoded by itself"
+
+
+def test_a_sampling_shows_its_denoiser_the_better_context() -> None:
+    base = tiny_pipeline()
+    parts = {**base.components, "denoiser": tiny_denoiser(context=True)}
+    pipe = VQVDMPipeline(**parts, id2label=base.id2label, num_frames=8, height=16, width=16, num_inference_steps=4)
+    pipe.set_progress_bar_config(disable=True)
+    shown: list[torch.Tensor] = []
+    forward = parts["denoiser"].forward
+
+    def watched(*arguments: Any, **named: Any) -> torch.Tensor:
+        shown.append(named["context"])
+        return forward(*arguments, **named)
+
+    parts["denoiser"].forward = watched
+    pipe("left", video=np.stack([picture(k) for k in range(4)]), guidance_scale=1.0)
+    changed = [not torch.equal(a, b) for a, b in pairwise(shown)]
+    assert sum(changed) == 1 and not changed[0]
 
 
 def pixel_pipeline(prediction: str, context: bool) -> VQVDMPipeline:

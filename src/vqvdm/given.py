@@ -17,10 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqvdm.context import context_of, encode_stills
+from vqvdm.context import MASKS, context_of, encode_stills
 from vqvdm.errors import InputError
 from vqvdm.tokenizer import VideoTokenizer
 
+_REFINED = 0.8  # factor of the noise at which the context is encoded once more
 _LAST_PASTES = 3  # of the finished latents: each brings what decodes closer to what is given
 
 
@@ -187,6 +188,7 @@ class Keeper:
         factors = (1, 1, 1) if tokenizer is None else tokenizer.factors
         self._cells = F.max_pool3d(given.known.float(), factors) > 0  # that show something given
         self.context = self._context(factors[0]) if wanted and given.whole else None
+        self._refined = False
 
     def kept(self, latents: Tensor) -> Tensor:
         """Clean latents (b, c, t, h, w) changed where given pixels are, so that they decode to these."""
@@ -196,6 +198,26 @@ class Keeper:
         decoded = tokenizer.decode(latents.to(tokenizer.dtype)).float().clamp(-1, 1)
         again = tokenizer.encode(given.clip.where(given.known, decoded).to(tokenizer.dtype)).float()
         return again.where(self._cells, latents)
+
+    def refined(self, estimate: Tensor, noise: float) -> Tensor | None:
+        """The context encoded once more, with the clip that comes to be in the place of frames that are held.
+
+        Args:
+            estimate: of the clean latents, (b, c, t, h, w).
+            noise: factor of the noise in them, 0 to 1.
+
+        Returns:
+            (b, c + 2, t, h, w); None too early, a second time, and where no latent is given altogether.
+        """
+        if self.context is None or self._refined or noise > _REFINED:
+            return None
+        self._refined = True
+        masks = self.context[:, -MASKS:].expand(len(estimate), -1, -1, -1, -1)
+        known = masks[:, :1] > 0
+        if not known.any():
+            return None
+        latents = self.kept(estimate).where(known, self.context[:, :-MASKS])
+        return torch.cat([latents, masks], dim=1)
 
     def finished(self, latents: Tensor) -> Tensor:
         """The last corrections."""

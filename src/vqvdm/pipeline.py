@@ -363,6 +363,8 @@ class VQVDMPipeline(Configured, DiffusionPipeline):
             alpha, sigma = objective.level_at(float(timestep))
             self._estimate = x0 = objective.split(prediction, noisy, alpha, sigma)[0]
             if keeper is None or keeper.context is not None:
+                if keeper is not None and (context := keeper.refined(x0, sigma)) is not None:
+                    predictor.show(context)
                 return prediction
             self._estimate = x0 = keeper.kept(x0)
             return objective.target(x0, (noisy - alpha * x0) / max(sigma, _LEAST_NOISE), alpha, sigma)

@@ -51,15 +51,22 @@ class Predictor:
         self._labels, self._fps, self._interval, self._rescale = labels, fps, interval, rescale
         self._conditional: Tensor | None = None
         self._estimate: Tensor | None = None
-        self._context = None if context is None or not denoiser.config["context"] else context.to(denoiser.dtype)
-        self._weaker = None
+        self._weaker: Predictor | None = None
         if weaker is not None:  # it plans its steps, and has estimates, of its own
-            further = Predictor(weaker, weaker, objective, timesteps, labels, fps, interval, rescale, context=context)
-            self._weaker = further._denoise
+            self._weaker = Predictor(weaker, weaker, objective, timesteps, labels, fps, interval, rescale)
+        self.show(context)
+
+    def show(self, context: Tensor | None) -> None:
+        """Take other given latents, from the next call on."""
+        taken = context is not None and self._denoiser.config["context"]
+        self._context = context.to(self._denoiser.dtype) if taken else None
+        if self._weaker is not None:
+            self._weaker.show(context)
 
     def __call__(self, noisy: Tensor, timestep: Tensor, scale: float) -> Tensor:
         """Guided by `scale`; 1 is the plain conditional prediction."""
-        guide = guided(self._denoise, self._denoiser.config["num_classes"], scale, self._interval, self._weaker)
+        weaker = None if self._weaker is None else self._weaker._denoise
+        guide = guided(self._denoise, self._denoiser.config["num_classes"], scale, self._interval, weaker)
         prediction = guide(noisy, timestep, self._labels, self._fps)
         if self._rescale == 0:
             return prediction
