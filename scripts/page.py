@@ -3,8 +3,9 @@
 
 scripts/page.py toy --repeats 3 --pictures pictures
 
-It needs gradio, playwright and Chromium. The first video is counted from the click on Generate (one class, the model's
-own settings) until the browser plays it.
+It needs gradio, playwright and Chromium. A video is counted from the click on Generate (one class, the model's own
+settings) until the browser plays it. The first click comes as soon as the page is there, while the model is still being
+loaded; the next one finds it loaded.
 """
 
 from __future__ import annotations
@@ -81,12 +82,12 @@ def served(model: str) -> Iterator[str]:
 
 
 def first_videos(page: Page) -> dict[str, float]:
-    """Seconds from the click, for the first video of a page and for one more."""
+    """Seconds from the click, for a video that is asked for at once and for one more."""
     found = {}
     for number, box in enumerate(page.locator(".chips input").all()):
         box.set_checked(number == 0)
     page.wait_for_timeout(500)
-    for name in ("first video", "second video"):
+    for name in ("video asked for at once", "next video"):
         before = page.evaluate(f"{VIDEO}?.src ?? ''")
         began = time.monotonic()
         page.click("#generate")
