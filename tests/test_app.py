@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 import zipfile
 from concurrent.futures import Future
 
@@ -220,6 +221,31 @@ def test_a_model_that_cannot_be_loaded_is_told_to_who_waits(gallery):
     studio = Studio(Maker(tiny_pipeline(), "tiny").description, maker, gallery)
     with pytest.raises(InputError, match="weights are damaged"):
         list(studio.generate(Settings(("up",), frames=4, steps=2)))
+
+
+def test_who_waits_for_a_model_is_let_go_when_the_page_is_closed(gallery):
+    studio = Studio(Maker(tiny_pipeline(), "tiny").description, Future(), gallery)
+    threading.Timer(0.2, studio.close).start()
+    with pytest.raises(InputError, match="the page is closed"):
+        _ = studio.maker
+
+
+def test_a_model_that_fails_to_import_leaves_nobody_waiting(gallery):
+    maker = Future()
+    maker.set_exception(ImportError("libcudart.so"))
+    studio = Studio(Maker(tiny_pipeline(), "tiny").description, maker, gallery)
+    for _ in range(2):
+        with pytest.raises(ImportError, match="libcudart"):
+            list(studio.generate(Settings(("up",), frames=4, steps=2)))
+    assert not studio.lock.locked()
+
+
+@pytest.mark.parametrize("frames", [0, 1])
+def test_a_model_that_no_page_can_show_is_refused_in_words(frames):
+    pipeline = tiny_pipeline()
+    pipeline.register_to_config(num_frames=frames)
+    with pytest.raises(InputError, match=f"tiny: num_frames is {frames}; it must be 2 at least"):
+        _ = Maker(pipeline, "tiny").description
 
 
 @pytest.mark.slow

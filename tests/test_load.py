@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from starlette.requests import ClientDisconnect
 
 from vqvdm.app.command import main
 from vqvdm.app.gallery import Gallery, Item
+from vqvdm.app.page import make_page
 from vqvdm.app.server import Server, _not_cut_off
 from vqvdm.app.settings import Progress, Settings
 from vqvdm.app.studio import Studio
@@ -174,6 +176,20 @@ def test_who_waits_for_the_model_can_stop_and_leave(studio):
         jobs[1].close()
         assert studio._running == []
     assert len(list(studio.generate(Settings(("up",), frames=4, steps=2)))) == 4
+
+
+def test_the_page_says_that_the_model_is_being_loaded_and_stops_then_too():
+    with Gallery() as gallery:
+        studio = Studio(tiny_studio(gallery).description, Future(), gallery)
+        page = make_page(studio, Path("runs"))
+    (generate,) = (each.fn for each in page.fns.values() if each.name == "on_generate")
+    values = (["up"], 1, 8, 4, 2, 2, "", 0, False, None, None, None, None)
+    said = generate(SimpleNamespace(session_hash="me"), *values)
+    assert "The model is being loaded." in str(next(said))
+    assert "The model is being loaded." in str(next(said))
+    studio.stop("me")
+    assert "Stopped." in str(list(said)[-1])
+    gc.collect()  # gradio's event loop, while that is no error yet
 
 
 def test_closing_does_not_wait_for_the_step(studio):
