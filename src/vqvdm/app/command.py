@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import threading
 from collections.abc import Callable
@@ -52,10 +53,14 @@ def main(
     folder, name = models.find_pipeline(model), models.model_name(model)
 
     def load() -> Maker:
-        from vqvdm.app.maker import Maker
-        from vqvdm.loading import load_pipeline, pick_device, pick_dtype
+        gc.disable()  # of all that is imported nothing is garbage, and to look for some takes a second
+        try:
+            from vqvdm.app.maker import Maker
+            from vqvdm.loading import load_pipeline, pick_device, pick_dtype
 
-        return Maker(load_pipeline(model, device, pick_dtype(dtype, pick_device(device))), name)
+            return Maker(load_pipeline(model, device, pick_dtype(dtype, pick_device(device))), name)
+        finally:
+            gc.enable()
 
     known = of_folder(name, folder) if folder else None
     maker: futures.Future[Maker] = futures.Future()
