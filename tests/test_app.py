@@ -18,6 +18,7 @@ from PIL import Image
 
 from tiny_pipeline import tiny_pipeline, tiny_studio
 from vqvdm import VQVDMPipeline, bundled
+from vqvdm.app import html
 from vqvdm.app.description import of_folder
 from vqvdm.app.gallery import Gallery, Item
 from vqvdm.app.inspection import inspect, open_clip, picture_of_latents, picture_of_tokens
@@ -273,6 +274,11 @@ def test_gallery_writes_every_format_with_its_facts(gallery):
         gallery.file(token, "exe")
     with pytest.raises(InputError, match="no longer kept"):
         gallery.file("../../etc/passwd", "mp4")
+
+
+def test_a_card_keeps_the_place_of_its_video_until_that_is_there():
+    shown = html.card("token", Item(np.zeros((4, 16, 24, 3), np.uint8), 8.0, "up-00"))
+    assert 'style="aspect-ratio: 24 / 16"' in shown
 
 
 def test_gallery_packs_videos_of_one_name_apart(gallery):

@@ -57,7 +57,7 @@ def card(token: str, item: Item) -> str:
         for form, word in _LINKS.items()
     )
     return (
-        f'<figure class="video">{player(f"media/{token}.mp4", about)}<figcaption><b>{escape(str(name))}</b>'
+        f'<figure class="video">{player(f"media/{token}.mp4", about, item.video)}<figcaption><b>{escape(str(name))}</b>'
         f'<span class="facts" title="{escape(about)}">{len(item.video)} frames · {rate}</span>'
         f'<span class="does"><button data-act="continue" data-token="{token}" '
         f'aria-label="continue {escape(about)}">Continue</button>'
@@ -67,11 +67,12 @@ def card(token: str, item: Item) -> str:
     )
 
 
-def player(source: str, about: str) -> str:
-    """A looping video that a click, or the space bar, holds still (see `CLICKS`)."""
+def player(source: str, about: str, video: Video | None = None) -> str:
+    """A looping video that a click, or the space bar, holds still (see `CLICKS`); its place is kept if it is known."""
+    place = "" if video is None else f' style="aspect-ratio: {video.shape[2]} / {video.shape[1]}"'
     return (
         f'<video src="{source}" autoplay loop muted playsinline disablepictureinpicture tabindex="0" role="button" '
-        f'title="click to hold still" aria-label="{escape(about)}"></video>'
+        f'title="click to hold still" aria-label="{escape(about)}"{place}></video>'
     )
 
 

@@ -61,7 +61,7 @@ def _shown(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
         video = getattr(found, part)
         token = studio.gallery.add(Item(video, found.fps, part, {"generator": studio.generator, "content": words}))
         cards.append(
-            f'<figure class="video">{html.player(f"media/{token}.mp4", words)}'
+            f'<figure class="video">{html.player(f"media/{token}.mp4", words, video)}'
             f"<figcaption><b>{words}</b></figcaption></figure>"
         )
     return f'<div class="videos three">{"".join(cards)}</div>{html.table(found.figures)}{_histogram(found)}'
