@@ -47,7 +47,7 @@ def test_a_bundled_model_is_loaded_by_its_name_but_a_folder_comes_first(
     (tmp_path / "toy").mkdir()
     with pytest.raises(InputError, match="toy holds no pipeline"):
         load_pipeline("toy", "cpu")
-    with pytest.raises(InputError, match=r"nor a name on the hub \(owner/name\) nor of toy"):
+    with pytest.raises(InputError, match=r"nor a name on the hub \(owner/name\); the model of the package is toy"):
         load_pipeline("tory", "cpu")
 
 

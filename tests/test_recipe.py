@@ -380,3 +380,12 @@ def test_self_conditioning_needs_an_estimate_of_clean_latents():
     assert Recipe.load("demo", [*words, "denoiser.diffusion.prediction=v_prediction"]).denoiser.self_conditioning == 0.5
     with pytest.raises(InputError, match=r"denoiser\.self_conditioning needs an estimate of the clean latents"):
         Recipe.load("demo", [*words, "denoiser.diffusion.prediction=epsilon"])
+
+
+def test_a_run_that_is_not_there_is_no_recipe_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"runs/mine is not there; a training makes a run: vqvdm train tokenizer"):
+        Recipe.load(tmp_path / "runs" / "mine")
+    with pytest.raises(InputError, match=r"has no recipe\.yaml, so it is no run"):
+        Recipe.load(tmp_path)
+    with pytest.raises(InputError, match="no recipe named 'mine'"):
+        Recipe.load("mine")

@@ -88,3 +88,5 @@ def test_the_verb_lists_them(tmp_path, capsys, monkeypatch):
     main(tmp_path, count=2)
     said = capsys.readouterr().out
     assert "1,200" in said and "loss 0.25" in said and "training now" in said and "and 1 more" in said
+    main(tmp_path / "run1")
+    assert "run1" in capsys.readouterr().out, "a run's own folder"

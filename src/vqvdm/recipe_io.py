@@ -147,7 +147,10 @@ def _find(name_or_path: str | Path, folder: Path, asked_by: str = "") -> Path:
         return _PACKAGED / f"{text}.yaml"
     if "=" in text:
         raise InputError(f"{text!r} is a change to a recipe; before it name the recipe: {', '.join(names)}")
-    kind = "no recipe file" if text.endswith(_SUFFIXES) or os.sep in text else "no recipe named"
+    if os.sep in text and not text.endswith(_SUFFIXES):  # meant is a run
+        there = "has no recipe.yaml, so it is no run" if os.path.isdir(path) else "is not there"
+        raise InputError(f"{asked_by}{text} {there}; a training makes a run: vqvdm train tokenizer RECIPE --run {text}")
+    kind = "no recipe file" if text.endswith(_SUFFIXES) else "no recipe named"
     raise InputError(
         f"{asked_by}{kind} {text!r}{did_you_mean(text, names) or ';'} packaged recipes: {', '.join(names)} "
         "(or give a YAML file or a run's folder)"

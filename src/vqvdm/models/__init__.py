@@ -63,8 +63,8 @@ def find_folder(model: str | os.PathLike[str], places: Sequence[str], marker: st
         raise InputError(f"there is no {model}; {beside} holds {likely or 'no folders'}")
     if Path(model).exists() or not _HUB_ID.fullmatch(os.fspath(model)):
         ours = ", ".join(names())
-        there = f" nor of {ours}" if ours else "; this package came without its own model"
-        raise InputError(f"{model} is neither a folder nor a name on the hub (owner/name){there}")
+        there = f"the model of the package is {ours}" if ours else "this package came without its own model"
+        raise InputError(f"{model} is neither a folder nor a name on the hub (owner/name); {there}")
     return None
 
 

@@ -118,7 +118,7 @@ def main(
             labels += [f"{number:05d}", f"{pair.psnr:.1f} dB"]
         tqdm.write(printable(f"{name}  {pair.psnr:6.2f} dB"))
     write_sheet(out / "sheet.png", shown, labels, metadata=facts)
-    print(f"mean PSNR {np.mean(values):.2f} dB over {len(values)} of {len(dataset)} clips; files in {out}")
+    print(f"mean PSNR {np.mean(values):.2f} dB over {len(values)} of {len(dataset)} clips (--count); files in {out}")
 
 
 def trained_on(model: Path) -> DataRecipe:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from vqvdm.runs import Run, Stage, find_runs
+from vqvdm.runs import Run, Stage, find_runs, read_run
 from vqvdm.verbs.terminal import shown
 
 _TOLD = {"loss": "loss", "test_psnr": "PSNR unseen", "clips_per_second": "clips/s"}  # figures that fit into a line
@@ -18,10 +18,10 @@ def main(folder: Path = Path("runs"), *, count: int = 20) -> None:
     """List the runs in a folder with their last figures, the latest first.
 
     Args:
-        folder: in which run folders lie.
+        folder: in which run folders lie; or a run's.
         count: runs that are listed.
     """
-    found = find_runs(folder)
+    found = find_runs(folder) or [run for run in (read_run(folder),) if run is not None]  # it may be one itself
     if not found:
         print(f"no runs in {folder}; vqvdm train begins one")
         return
