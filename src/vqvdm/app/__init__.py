@@ -1,6 +1,6 @@
 """The web page, `vqvdm app`: generate, reconstruct, look inside a model, watch runs.
 
-settings.py  what is asked for, and what a form must know of a model, from its files alone
+settings.py  what is asked for, within limits; description.py what a form must know of a model, from its files alone
 studio.py    what the page can do, without a page: from checked settings to videos, step by step, one job at a time
 maker.py     the model at work; inspection.py what its tokenizer makes of a video
 gallery.py   what was made, kept for a while under names that cannot be guessed, and written in any format

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from vqvdm.app.settings import Settings
 from vqvdm.errors import InputError
+from vqvdm.structure import parse_json
 
 _MOST_CLASSES = 10**6
 # By what the denoiser predicts, what `Objective.make_scheduler` takes.
@@ -66,11 +66,11 @@ def of_folder(name: str, folder: Path) -> Description | None:
     """What the files of a pipeline say, without loading it; None if they are not as this version writes them."""
 
     def read(part: str) -> Any:
-        return json.loads((folder / part).read_bytes())
+        return parse_json((folder / part).read_bytes())
 
     try:
         index = read("model_index.json")
         tokenizer = read("tokenizer/config.json") if index["tokenizer"][0] is not None else None
         return of_configs(name, index, read("denoiser/config.json"), tokenizer)
-    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RecursionError):
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError):
         return None

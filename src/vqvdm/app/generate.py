@@ -161,7 +161,7 @@ def _form(model: Description) -> dict[str, Any]:
         "guidance": gr.Slider(1, 10, default.guidance, step=0.1, label="Guidance", info="1: none", render=False),
         "steps": gr.Slider(1, min(MOST_STEPS, 100), default.steps, step=1, label="Steps", render=False),
         "scheduler": gr.Dropdown(
-            [("the model's own", ""), *((name, name) for name in model.schedulers)],
+            [("the model's own", ""), *model.schedulers],
             value="",
             label="Solver",
             render=False,

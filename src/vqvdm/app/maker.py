@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vqvdm.app.description import Description, of_configs
+from vqvdm.app.description import of_configs
 from vqvdm.app.gallery import Item
 from vqvdm.app.inspection import Inspected, inspect, open_clip, stages
 from vqvdm.app.settings import MOST_VIDEOS, Progress, Settings, Stopped
@@ -48,19 +48,20 @@ class Maker:
     Args:
         pipeline: the model.
         name: by which it is called.
+
+    Attributes:
+        description: what a form must know of it.
+
+    Raises:
+        InputError: a model that no page can show.
     """
 
     def __init__(self, pipeline: VQVDMPipeline, name: str) -> None:
-        self.pipeline, self.name = pipeline, name
+        self.pipeline, self.name, tokenizer = pipeline, name, pipeline.tokenizer
+        configs = (pipeline.config, pipeline.denoiser.config, None if tokenizer is None else tokenizer.config)
+        self.description = of_configs(name, *configs)
         self._own_scheduler = pipeline.scheduler
         self._pace: float | None = None  # seconds a step and video, of late
-
-    @property
-    def description(self) -> Description:
-        """What a form must know of it."""
-        pipeline, tokenizer = self.pipeline, self.pipeline.tokenizer
-        configs = (pipeline.config, pipeline.denoiser.config, None if tokenizer is None else tokenizer.config)
-        return of_configs(self.name, *configs)
 
     @property
     def device(self) -> str:
