@@ -497,7 +497,7 @@ WRONG_CALLS = [
     ({"class_labels": [-1]}, "id -1 is out of range"),
     ({"class_labels": [True]}, "out of range"),
     ({"class_labels": [1.5]}, "neither the name nor the id"),
-    ({"class_labels": []}, "class_labels is empty"),
+    ({"class_labels": []}, "no class is named"),
     ({"num_frames": 5}, "the nearest that can is 4 frames of 16x16"),
     ({"height": 20}, "height 20 (must be a multiple of 8; the nearest is 16)"),
     ({"num_frames": 0}, "num_frames must be at least 1"),
@@ -534,7 +534,7 @@ def test_wrong_calls_say_what_would_be_right(arguments, message):
 def test_unconditional_model_takes_no_class():
     pipe = tiny_pipeline(num_classes=0)
     assert latents_of(pipe, num_videos_per_prompt=2).shape[0] == 2
-    with pytest.raises(InputError, match="this model is unconditional, it cannot make 'left'"):
+    with pytest.raises(InputError, match="this model is unconditional, it cannot make the class 'left'"):
         pipe("left")
 
 

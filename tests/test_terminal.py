@@ -47,6 +47,17 @@ def test_what_a_training_says_is_printable(capsys: pytest.CaptureFixture[str]) -
     check(capsys.readouterr().err)
 
 
+def test_a_log_file_is_never_silent_for_long(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress("tokenizer", 0, 9, quiet=False)
+    progress.update(1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("vqvdm.train.log.SILENCE", -1.0)
+    progress.update(2)
+    assert capsys.readouterr().err.startswith("tokenizer 2/9  remaining 00:00")
+
+
 def test_mistakes_on_the_command_line_are_printable(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

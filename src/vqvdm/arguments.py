@@ -57,9 +57,9 @@ def label_ids(class_labels: Any, names: Mapping[int, str], num_classes: int) -> 
         class_labels = class_labels.tolist()
     asked = class_labels if _several(class_labels) else [class_labels]
     if not asked:
-        raise InputError("class_labels is empty; name a class, or leave it out for unconditional videos")
+        raise InputError("no class is named; name one, or leave classes out for unconditional videos")
     if num_classes == 0:
-        raise InputError(f"class_labels: this model is unconditional, it cannot make {asked[0]!r}; leave it out")
+        raise InputError(f"this model is unconditional, it cannot make the class {asked[0]!r}; leave it out")
     ids = {name: key for key, name in names.items()}
     return [_label_id(label, ids, names, num_classes) for label in asked]
 
@@ -70,13 +70,13 @@ def _label_id(label: Any, ids: Mapping[str, int], names: Mapping[int, str], num_
             return ids[label]
         near = difflib.get_close_matches(label, ids, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise InputError(f"class_labels: unknown class {label!r}; {hint}{_known_classes(names, num_classes)}")
+        raise InputError(f"unknown class {label!r}; {hint}{_known_classes(names, num_classes)}")
     try:
         number = operator.index(label)
     except TypeError:
-        raise InputError(f"class_labels: {label!r} is neither the name nor the id of a class") from None
+        raise InputError(f"{label!r} is neither the name nor the id of a class") from None
     if isinstance(label, bool) or not 0 <= number < num_classes:
-        raise InputError(f"class_labels: id {label} is out of range; {_known_classes(names, num_classes)}")
+        raise InputError(f"the class id {label} is out of range; {_known_classes(names, num_classes)}")
     return number
 
 
@@ -120,7 +120,7 @@ def check_weaker(weaker: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 def check_null_class(label_ids: list[int] | None, scale: float) -> None:
     """Refuse what needs the null class, for a model that never met it."""
     if label_ids is None:
-        raise InputError("class_labels: this model was trained with class_dropout 0 and makes nothing without a class")
+        raise InputError("this model was trained with class_dropout 0 and makes nothing without a class")
     if scale > 1:
         raise InputError(
             f"guidance_scale must be 1, not {scale:g}: this model was trained with class_dropout 0, so there is "

@@ -17,6 +17,8 @@ from tqdm import tqdm
 from vqvdm.errors import printable
 from vqvdm.files import write_text
 
+SILENCE = 60.0  # seconds without a line, after which somebody who reads a log would think that nothing happens
+
 
 class Meter:
     """Averages of figures over updates and processes; the device is read only when they are."""
@@ -81,11 +83,12 @@ def _shortened(value: float) -> float | None:
 
 
 class Progress:
-    """A bar with the remaining time on a terminal; elsewhere one line whenever figures are shown. Quiet if asked."""
+    """A bar with the remaining time on a terminal; elsewhere a line for figures, or a minute. Quiet if asked."""
 
     def __init__(self, description: str, step: int, steps: int, quiet: bool) -> None:
         self.description, self.step, self.steps, self.quiet = description, step, steps, quiet
         self.started_at, self.started = step, time.perf_counter()
+        self.told = self.started  # when the last line was printed
         self.terminal = sys.stderr.isatty()
         self.bar = tqdm(
             total=steps,
@@ -100,6 +103,8 @@ class Progress:
         """`step` updates are done."""
         self.bar.update(step - self.step)
         self.step = step
+        if not self.terminal and time.perf_counter() - self.told > SILENCE:
+            self.show({})
 
     def show(self, figures: Mapping[str, float]) -> None:
         """Show the latest figures."""
@@ -108,13 +113,15 @@ class Progress:
             return
         done = max(self.step - self.started_at, 1)
         remaining = (time.perf_counter() - self.started) / done * (self.steps - self.step)
-        listed = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.say(f"{self.description} {self.step}/{self.steps}  {listed}  remaining {tqdm.format_interval(remaining)}")
+        listed = [f"{name} {value:.4g}" for name, value in figures.items()]
+        remains = f"remaining {tqdm.format_interval(remaining)}"
+        self.say("  ".join([f"{self.description} {self.step}/{self.steps}", *listed, remains]))
 
     def say(self, message: str) -> None:
         """One line, above the bar."""
         if not self.quiet:
             tqdm.write(printable(message), file=sys.stderr)
+            self.told = time.perf_counter()
 
     def close(self) -> None:
         """Leave the bar as it stands."""

@@ -47,7 +47,7 @@ from vqvdm.train.sharding import gathered, load_weights
 from vqvdm.train.trackers import show_videos
 
 AGREE_EVERY = 8  # updates between two looks at the other processes' signals
-SHOWN = ("loss", "psnr", "usage", "gradient_norm", "clips_per_second")  # figures beside the progress bar
+SHOWN = ("loss", "psnr", "perplexity", "gradient_norm", "clips_per_second")  # figures beside the progress bar
 
 
 class Stage(Protocol):
@@ -261,6 +261,11 @@ class _Session:
         if changes:
             self.progress.say("\n".join(f"  changed: {change}" for change in changes))
         self._start_from_here()
+        if self.counters.step < self.training.steps:
+            self.progress.say(
+                f"{self.stage.name}: updates {self.counters.step + 1} to {self.training.steps} with {self.order.size} "
+                f"of {self.order.length:,} clips each, on {self.accelerator.device}"
+            )
 
     def _rewritten(self) -> list[str]:
         """How the run's recipe so far differs from the one that takes its place."""
@@ -290,7 +295,7 @@ class _Session:
         self.counters.seconds += seconds
         figures["clips_per_second"] = done * self.order.size / seconds
         self.log.write(self.counters.step, {**figures, "seconds": self.counters.seconds})
-        self.progress.show({name: figures[name] for name in SHOWN if name in figures})
+        self.progress.show({name: figures[name] for name in SHOWN if figures.get(name)})  # 0: it has not entered yet
         if warning := self.stage.notice(figures):
             self.progress.say(f"warning: {warning}")
         self._mark()

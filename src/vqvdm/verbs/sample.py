@@ -84,7 +84,11 @@ def main(
         device: cpu, cuda, mps or auto.
         dtype: in which the networks compute; auto is bfloat16 where the processor is fast at it, else float32.
     """
-    check_at_least_one(count=count, batch=batch, scale=scale, length=length, overlap=overlap, frames=frames)
+    check_at_least_one(
+        count=count, steps=steps, batch=batch, scale=scale, length=length, overlap=overlap, frames=frames
+    )
+    if fps is not None and fps <= 0:
+        raise InputError(f"--fps must be above 0, not {fps:g}")
     check_writable(out)
     here, place = this_process(), own_device(device)
     pipeline = load_pipeline(model, str(place), pick_dtype(dtype, place))
