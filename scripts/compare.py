@@ -32,7 +32,7 @@ SCRIPTS = Path(__file__).parent
 NEVER = 10**6
 COLUMNS = {
     "tokenizer": ("psnr", "ssim", "lpips_vgg", "lpips_alex", "rfvd", "codebook_usage"),
-    "denoiser": ("fvd", "kvd", "judge", "motion", "precision", "recall"),
+    "denoiser": ("fvd", "kvd", "judge", "outline", "motion", "precision", "recall"),
 }
 
 

@@ -20,7 +20,7 @@ from vqvdm.files import write_text
 from vqvdm.loading import load_pipeline
 from vqvdm.verbs.evaluate import Options, SamplesScorer
 
-COLUMNS = ("fvd", "kvd", "judge", "precision", "recall", "density", "coverage")
+COLUMNS = ("fvd", "kvd", "judge", "outline", "precision", "recall", "density", "coverage")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,16 @@ from vqvdm import judge as judging
 from vqvdm.data import toy
 from vqvdm.data.clouds import ToyClouds
 from vqvdm.data.toy import CLASSES, FRAME_RATES, ToyClip, ToyMotions
-from vqvdm.judge import NONE, Judgement, accuracy, displacement, displacement_ratio, judge
+from vqvdm.judge import (
+    NONE,
+    Judgement,
+    accuracy,
+    displacement,
+    displacement_ratio,
+    judge,
+    keeps_outline,
+    outline_change,
+)
 
 Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -162,6 +172,34 @@ def test_none_with_two_shapes() -> None:
         alone.append(_discs(colours[:1], paths[:1], (0.15,)))
     _never_a_class(videos)
     assert {judge(video, 12.0).name for video in alone} == {"right"}
+
+
+@pytest.mark.parametrize(("size", "most"), [(32, 0.065), (64, 0.025)])
+def test_outlines_of_rendered_clips_stay(size: int, most: float) -> None:
+    changes = [outline_change(clip.video) for clip in _clips(size, 60, seed=5)]
+    assert np.nanmax(changes) < most
+    assert np.isnan(changes).mean() < 0.2  # the shape is cut off by the frame's edge nearly all the time
+
+
+@pytest.mark.parametrize(("before", "after"), list(itertools.combinations(toy.SHAPES, 2)))
+def test_outlines_that_become_another_shapes_are_seen(before: str, after: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = toy._signed_distance
+
+    def becoming(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        first, second = (
+            np.broadcast_to(plain(name, x, y), np.broadcast_shapes(x.shape, y.shape)) for name in (before, after)
+        )
+        return np.concatenate([first[:10], second[10:]])
+
+    monkeypatch.setattr(toy, "_signed_distance", becoming)
+    world, label = ToyMotions(64, 16, seed=3), CLASSES.index("orbit-left")
+    clips = [world.render(index, label=label, fps=12) for index in (1, 2, 3)]  # 0 is cut off by the frame's edge
+    assert not any(keeps_outline(clip.video) for clip in clips)
+    assert all(judge(clip.video, 12).name == "orbit-left" for clip in clips)  # whose word is on the motion alone
+
+
+def test_outlines_that_cannot_be_seen_count_as_kept() -> None:
+    assert keeps_outline(np.full((16, 32, 32, 3), 128, np.uint8))
 
 
 def test_displacement_halves_when_the_frame_rate_doubles() -> None:

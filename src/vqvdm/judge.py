@@ -26,6 +26,8 @@ _LEAST_PATH = 0.05  # frame sides that the centre must travel to count as moving
 _LEAST_GROWTH = 0.025  # frame sides by which the radius must change
 _LEAST_TURN = 0.4  # radians that a spinning shape must turn
 _LEAST_HARMONIC = 0.04  # rounder shapes have no orientation (a disc: below 0.02)
+_LEAST_FRAMES = 4  # in which the whole shape is seen, before its outline can be compared
+_SAME_OUTLINE = 0.12  # rendered clips: below 0.02; after a tokenizer: below 0.07; square to cross: 0.16
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,35 @@ def judge(video: np.ndarray, fps: float) -> Judgement:
     if fit.label == NONE or track.explained < _LEAST_EXPLAINED or fit.quality < _LEAST_FIT:
         return Judgement(NONE, "none", 0.0, displacement, clearness)
     return Judgement(fit.label, CLASSES[fit.label], float(fit.speed), displacement, clearness)
+
+
+def outline_change(video: np.ndarray) -> float:
+    """How far a shape's outline departs from its median over the clip, in the third worst frame; 0 or more.
+
+    Of each frame in which the whole shape is seen: the moduli of its angular harmonics, which tell triangle, square
+    and star apart however they turn, and four times its squared radius of gyration over its area, which tells how far
+    it reaches. Both are those of the shape at any place and size. nan where fewer than four frames show it whole.
+
+    Args:
+        video: uint8 (t, h, w, 3), 0..255.
+    """
+    track = _track(_reduced(video))
+    if track is None:
+        return float("nan")
+    edges = np.concatenate([track.coverage[:, [0, -1]].max(2), track.coverage[:, :, [0, -1]].max(1)], axis=1)  # (t, 4)
+    whole = (edges.max(1) < 0.1) & (track.present > 0)
+    if whole.sum() < _LEAST_FRAMES:
+        return float("nan")
+    mass = np.maximum(track.coverage.sum((1, 2)), 1e-6)
+    gyration = (track.coverage * np.abs(_polar(track)) ** 2).sum((1, 2)) / mass
+    outlines = np.stack([*np.abs(_harmonics(track)), 4 * gyration / np.maximum(track.area, 1e-6)])[:, whole]  # (6, t)
+    far = np.linalg.norm(outlines - np.median(outlines, axis=1, keepdims=True), axis=0)
+    return float(np.sort(far)[-3])
+
+
+def keeps_outline(video: np.ndarray) -> bool:
+    """Whether a clip's shape stays what it is, as far as it is seen whole: a uint8 video (t, h, w, 3)."""
+    return not outline_change(video) > _SAME_OUTLINE
 
 
 def accuracy(judgements: Sequence[Judgement], labels: Iterable[int]) -> float:

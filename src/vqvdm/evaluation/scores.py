@@ -27,6 +27,7 @@ LABELS: Mapping[str, str] = {  # of figures, in the order in which they are show
     "is": "IS",
     "kinetics_score": "Kinetics score",
     "judge": "judge",
+    "outline": "outline kept",
     "motion": "motion",
     "edge_speed": "speed of edges",
     "smoothness": "smoothness",
@@ -76,7 +77,8 @@ def figures_of(pairs: Sequence[tuple[Features, Features]], protocol: Protocol) -
 
     Args:
         pairs: each side has `logits` (n, 400) and `motion` (n, 20), and may have `classes` (n, 101); generated clips
-            of the toy world have `obeyed` (n,), 1 where the judge recognises the class that was asked for.
+            of the toy world have `obeyed` (n,), 1 where the judge recognises the class that was asked for, and `whole`
+            (n,), 1 where the shape keeps its outline.
 
     Returns:
         By the names of `LABELS`; precision, recall, density and coverage only of sets of more than 5 clips, scores of
@@ -97,6 +99,7 @@ def _figures(real: Features, fake: Features, protocol: Protocol) -> dict[str, Fi
     }
     if "obeyed" in fake:
         found["judge"] = Figure(float(fake["obeyed"].mean()))
+        found["outline"] = Figure(float(fake["whole"].mean()))
     scored = {
         "is": (real.get("classes"), fake.get("classes")),
         "kinetics_score": (_softmax(x), _softmax(y)),
