@@ -159,6 +159,7 @@ def test_an_interrupted_run_goes_on_and_a_second_one_costs_nothing(tmp_path, mon
     assert len(seen) == 20  # another protocol has features of its own
 
 
+@pytest.mark.slow
 def test_traps_move_the_distance(fetched_weights, monkeypatch):
     """I3D itself on six clips: each trap costs far more than what must not matter (float32's rounding, a batch)."""
     monkeypatch.setenv("VQVDM_CACHE", str(fetched_weights.parent))

@@ -115,6 +115,7 @@ def test_what_was_generated_has_a_name_of_its_own():
     assert named() == names[0]
 
 
+@pytest.mark.slow
 def test_the_name_is_the_same_in_every_process():
     """Python's own hashes are not; an interrupted run must find its features again."""
     code = "import test_evaluation_models as t; print(t.generated().digest)"
@@ -268,6 +269,7 @@ def test_a_named_protocol_keeps_what_makes_it():
     assert Options(stride=2).stated(fps=8.0).fps is None
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(tmp_path, commands):
     stored(tmp_path / "fake.npy", videos(2, 13, frames=16))
     stored(tmp_path / "real.npy", videos(3, 15, frames=16))

@@ -88,7 +88,7 @@ def main(
         count=count, steps=steps, batch=batch, scale=scale, length=length, overlap=overlap, frames=frames
     )
     if fps is not None and fps <= 0:
-        raise InputError(f"--fps must be above 0, not {fps:g}")
+        raise InputError(f"--fps must be a frame rate above 0, not {fps:g}")
     check_writable(out)
     here, place = this_process(), own_device(device)
     pipeline = load_pipeline(model, str(place), pick_dtype(dtype, place))
