@@ -24,7 +24,7 @@ from vqvdm.evaluation.score import score
 from vqvdm.evaluation.sides import DrawnVideos, StoredReference, store_reference
 from vqvdm.evaluation.sources import in_8_bits, open_videos
 from vqvdm.generation import make_orders
-from vqvdm.judge import judge, keeps_outline
+from vqvdm.judge import judge
 from vqvdm.metrics import frechet_distance
 from vqvdm.metrics.protocol import Draw, Protocol
 from vqvdm.metrics.quality import psnr, squared_errors
@@ -70,7 +70,9 @@ def test_generated_clips_have_the_figures_of_their_files(tmp_path):
         del report["metrics"]["kinetics_score"]  # its splits follow the order of the draws
     asked = [judge(clip, 8.0).name == order.name for clip, order in zip(made, source.orders, strict=True)]
     assert live["metrics"].pop("judge")["value"] == np.mean(asked)  # classes of the toy world
-    assert live["metrics"].pop("outline")["value"] == pytest.approx(np.mean([keeps_outline(clip) for clip in made]))
+    assert live["metrics"].pop("outline")["value"] == pytest.approx(
+        np.mean([judge(clip, 8.0).keeps_outline for clip in made])
+    )
     assert values(live) == pytest.approx(values(filed), rel=1e-6)
     assert live["counts"] == {"real": 12, "fake": 12}
     assert (live["fake"]["steps"], live["fake"]["guidance_scale"], live["fake"]["fps"]) == (4, 3.0, 8.0)

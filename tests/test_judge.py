@@ -15,16 +15,7 @@ from vqvdm import judge as judging
 from vqvdm.data import toy
 from vqvdm.data.clouds import ToyClouds
 from vqvdm.data.toy import CLASSES, FRAME_RATES, ToyClip, ToyMotions
-from vqvdm.judge import (
-    NONE,
-    Judgement,
-    accuracy,
-    displacement,
-    displacement_ratio,
-    judge,
-    keeps_outline,
-    outline_change,
-)
+from vqvdm.judge import NONE, Judgement, accuracy, displacement, displacement_ratio, judge
 
 Spoil = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -176,7 +167,7 @@ def test_none_with_two_shapes() -> None:
 
 @pytest.mark.parametrize(("size", "most"), [(32, 0.065), (64, 0.025)])
 def test_outlines_of_rendered_clips_stay(size: int, most: float) -> None:
-    changes = [outline_change(clip.video) for clip in _clips(size, 60, seed=5)]
+    changes = [judge(clip.video, clip.fps).outline_change for clip in _clips(size, 60, seed=5)]
     assert np.nanmax(changes) < most
     assert np.isnan(changes).mean() < 0.2  # the shape is cut off by the frame's edge nearly all the time
 
@@ -194,12 +185,13 @@ def test_outlines_that_become_another_shapes_are_seen(before: str, after: str, m
     monkeypatch.setattr(toy, "_signed_distance", becoming)
     world, label = ToyMotions(64, 16, seed=3), CLASSES.index("orbit-left")
     clips = [world.render(index, label=label, fps=12) for index in (1, 2, 3)]  # 0 is cut off by the frame's edge
-    assert not any(keeps_outline(clip.video) for clip in clips)
-    assert all(judge(clip.video, 12).name == "orbit-left" for clip in clips)  # whose word is on the motion alone
+    judged = [judge(clip.video, 12) for clip in clips]
+    assert not any(judgement.keeps_outline for judgement in judged)
+    assert all(judgement.name == "orbit-left" for judgement in judged)  # whose word is on the motion alone
 
 
 def test_outlines_that_cannot_be_seen_count_as_kept() -> None:
-    assert keeps_outline(np.full((16, 32, 32, 3), 128, np.uint8))
+    assert judge(np.full((16, 32, 32, 3), 128, np.uint8), 12).keeps_outline
 
 
 def test_displacement_halves_when_the_frame_rate_doubles() -> None:

@@ -113,7 +113,9 @@ def test_a_finished_run_does_nothing_and_a_longer_one_goes_on(
     assert files(tmp_path / "tokenizer") == exported
     said = capsys.readouterr().err
     assert "all 2 updates are done" in said and "raise tokenizer.training.steps" in said
+    assert said.count("tokenizer: updates ") == said.count("tokenizer: updates 1 to 2 with ") == 1  # none are left
     train_tokenizer(tiny_recipe(steps=3), tmp_path)
+    assert "tokenizer: updates 3 to 3 with " in capsys.readouterr().err
     assert [line["step"] for line in records(tmp_path, "tokenizer")] == [1, 2, 3]
     assert json.loads((tmp_path / "tokenizer" / "training.json").read_text())["step"] == 3
     assert files(tmp_path / "tokenizer") != exported

@@ -39,6 +39,12 @@ class Judgement:
     speed: float  # in the units of `ToyClip.speed`: frame sides (spin: radians) per second; 0 for NONE
     displacement: float  # path length of the centre per frame in frame sides, along the fitted motion
     clearness: float  # 0..1: share explained by one shape, times share of its motion explained by this label
+    outline_change: float = float("nan")  # 0 or more, see `_outline_change`; nan if too few frames show the whole shape
+
+    @property
+    def keeps_outline(self) -> bool:
+        """Whether the shape stays what it is, as far as it is seen whole."""
+        return not self.outline_change > _SAME_OUTLINE
 
 
 @dataclass(frozen=True)
@@ -74,44 +80,18 @@ def judge(video: np.ndarray, fps: float) -> Judgement:
     if len(video) < 3:
         return Judgement(NONE, "none", 0.0, 0.0, 0.0)
     track = _track(_reduced(video))
-    if track is None or track.present.sum() < max(3, 0.5 * len(video)):
+    if track is None:
         return Judgement(NONE, "none", 0.0, 0.0, 0.0)
+    change = _outline_change(track)
+    if track.present.sum() < max(3, 0.5 * len(video)):
+        return Judgement(NONE, "none", 0.0, 0.0, 0.0, change)
     time = np.arange(len(video)) / fps
     fit = _motion(track, time)
     displacement = float(np.abs(np.diff(fit.path)).mean())
     clearness = float(track.explained * fit.quality)
     if fit.label == NONE or track.explained < _LEAST_EXPLAINED or fit.quality < _LEAST_FIT:
-        return Judgement(NONE, "none", 0.0, displacement, clearness)
-    return Judgement(fit.label, CLASSES[fit.label], float(fit.speed), displacement, clearness)
-
-
-def outline_change(video: np.ndarray) -> float:
-    """How far a shape's outline departs from its median over the clip, in the third worst frame; 0 or more.
-
-    Of each frame in which the whole shape is seen: the moduli of its angular harmonics, which tell triangle, square
-    and star apart however they turn, and four times its squared radius of gyration over its area, which tells how far
-    it reaches. Both are those of the shape at any place and size. nan where fewer than four frames show it whole.
-
-    Args:
-        video: uint8 (t, h, w, 3), 0..255.
-    """
-    track = _track(_reduced(video))
-    if track is None:
-        return float("nan")
-    edges = np.concatenate([track.coverage[:, [0, -1]].max(2), track.coverage[:, :, [0, -1]].max(1)], axis=1)  # (t, 4)
-    whole = (edges.max(1) < 0.1) & (track.present > 0)
-    if whole.sum() < _LEAST_FRAMES:
-        return float("nan")
-    mass = np.maximum(track.coverage.sum((1, 2)), 1e-6)
-    gyration = (track.coverage * np.abs(_polar(track)) ** 2).sum((1, 2)) / mass
-    outlines = np.stack([*np.abs(_harmonics(track)), 4 * gyration / np.maximum(track.area, 1e-6)])[:, whole]  # (6, t)
-    far = np.linalg.norm(outlines - np.median(outlines, axis=1, keepdims=True), axis=0)
-    return float(np.sort(far)[-3])
-
-
-def keeps_outline(video: np.ndarray) -> bool:
-    """Whether a clip's shape stays what it is, as far as it is seen whole: a uint8 video (t, h, w, 3)."""
-    return not outline_change(video) > _SAME_OUTLINE
+        return Judgement(NONE, "none", 0.0, displacement, clearness, change)
+    return Judgement(fit.label, CLASSES[fit.label], float(fit.speed), displacement, clearness, change)
 
 
 def accuracy(judgements: Sequence[Judgement], labels: Iterable[int]) -> float:
@@ -381,6 +361,12 @@ def _harmonics(track: _Track) -> np.ndarray:
     return np.stack(sums)
 
 
+def _reach(track: _Track) -> np.ndarray:
+    """Radius of gyration over the root of the area, which depends on the shape alone. (t,)"""
+    gyration = (track.coverage * np.abs(_polar(track)) ** 2).sum((1, 2)) / np.maximum(track.coverage.sum((1, 2)), 1e-6)
+    return np.sqrt(gyration) / np.sqrt(np.maximum(track.area, 1e-6))
+
+
 def _radius_per_root_area(track: _Track) -> float:
     """The world's radius over the root of the area, which depends on the shape; from the larger half of the frames.
 
@@ -388,11 +374,25 @@ def _radius_per_root_area(track: _Track) -> float:
     alone has a third harmonic. Area alone is not blurred, so the radius over time is taken from it.
     """
     large = track.area >= np.median(track.area[track.present > 0])
-    coverage, offset = track.coverage[large], _polar(track)[large]
-    gyration = np.sqrt((coverage * np.abs(offset) ** 2).sum((1, 2)) / np.maximum(coverage.sum((1, 2)), 1e-6))
     third = np.abs(_harmonics(track)[:, large]).mean(1)
     triangle = third[1] == third.max() and third[1] > _LEAST_HARMONIC
-    return float(np.mean(gyration / np.sqrt(track.area[large]))) / (0.55 if triangle else 0.64)
+    return float(np.mean(_reach(track)[large])) / (0.55 if triangle else 0.64)
+
+
+def _outline_change(track: _Track) -> float:
+    """How far a shape's outline departs from its median over the clip, in the third worst frame; 0 or more.
+
+    Of each frame in which the whole shape is seen: the moduli of its angular harmonics, which tell triangle, square
+    and star apart however they turn, and four times the square of how far it reaches. Both are those of the shape at
+    any place and size. nan where fewer than four frames show it whole.
+    """
+    edges = np.concatenate([track.coverage[:, [0, -1]].max(2), track.coverage[:, :, [0, -1]].max(1)], axis=1)  # (t, 4)
+    whole = (edges.max(1) < 0.1) & (track.present > 0)
+    if whole.sum() < _LEAST_FRAMES:
+        return float("nan")
+    outlines = np.stack([*np.abs(_harmonics(track)), 4 * _reach(track) ** 2])[:, whole]  # (6, t)
+    far = np.linalg.norm(outlines - np.median(outlines, axis=1, keepdims=True), axis=0)
+    return float(np.sort(far)[-3])
 
 
 def _fit_spin(track: _Track, time: np.ndarray) -> _Fit:

@@ -38,10 +38,13 @@ class Request:
 
 
 def strange_rate(pipeline: VQVDMPipeline, fps: float | None) -> str | None:
-    """What to say of a frame rate far from all that the model was trained with; None if there is nothing to say."""
+    """What to say of a frame rate far from all that the model was trained with; None if there is nothing to say.
+
+    One that is none, such as 0, is left to those who refuse it.
+    """
     about = pipeline.config["about"]
     slowest, fastest = about.get("slowest_fps"), about.get("fastest_fps")
-    if fps is None or not (isinstance(slowest, int | float) and isinstance(fastest, int | float)):
+    if fps is None or fps <= 0 or not (isinstance(slowest, int | float) and isinstance(fastest, int | float)):
         return None
     if slowest / _FAR <= fps <= fastest * _FAR:
         return None

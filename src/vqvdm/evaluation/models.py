@@ -19,7 +19,7 @@ from vqvdm.evaluation.features import Network
 from vqvdm.evaluation.sources import Clip, Videos, in_8_bits, read_clips
 from vqvdm.generation import Order, generate_clips
 from vqvdm.identity import own_settings
-from vqvdm.judge import CLASSES, judge, keeps_outline
+from vqvdm.judge import CLASSES, judge
 from vqvdm.metrics.protocol import Draw
 from vqvdm.metrics.quality import squared_errors, ssim
 from vqvdm.metrics.seams import change_errors, flicker
@@ -78,9 +78,9 @@ class GeneratedVideos:
             frames = ((clip.float() + 1) * 127.5).clamp(0, 255).permute(1, 2, 3, 0).cpu().numpy()
             measures = {}
             if self._judged:
-                video = in_8_bits(frames)
-                measures["obeyed"] = np.asarray(judge(video, fps).name == order.name, np.float32)
-                measures["whole"] = np.asarray(keeps_outline(video), np.float32)
+                judged = judge(in_8_bits(frames), fps)
+                measures["obeyed"] = np.asarray(judged.name == order.name, np.float32)
+                measures["whole"] = np.asarray(judged.keeps_outline, np.float32)
             yield Clip(frames, measures)
 
     def label(self, video: int) -> str | None:

@@ -121,7 +121,7 @@ class Progress:
         """One line, above the bar."""
         if not self.quiet:
             tqdm.write(printable(message), file=sys.stderr)
-            self.told = time.perf_counter()
+        self.told = time.perf_counter()
 
     def close(self) -> None:
         """Leave the bar as it stands."""

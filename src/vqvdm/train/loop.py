@@ -263,8 +263,8 @@ class _Session:
         self._start_from_here()
         if self.counters.step < self.training.steps:
             self.progress.say(
-                f"{self.stage.name}: updates {self.counters.step + 1} to {self.training.steps} with {self.order.size} "
-                f"of {self.order.length:,} clips each, on {self.accelerator.device}"
+                f"{self.progress.description}: updates {self.counters.step + 1} to {self.training.steps} with "
+                f"{self.order.size} of {self.order.length:,} clips each, on {self.accelerator.device}"
             )
 
     def _rewritten(self) -> list[str]:
@@ -295,7 +295,10 @@ class _Session:
         self.counters.seconds += seconds
         figures["clips_per_second"] = done * self.order.size / seconds
         self.log.write(self.counters.step, {**figures, "seconds": self.counters.seconds})
-        self.progress.show({name: figures[name] for name in SHOWN if figures.get(name)})  # 0: it has not entered yet
+        there = [name for name in SHOWN if name in figures]
+        if figures.get("perplexity") == 0:  # it is at least 1: the quantiser has not entered yet
+            there.remove("perplexity")
+        self.progress.show({name: figures[name] for name in there})
         if warning := self.stage.notice(figures):
             self.progress.say(f"warning: {warning}")
         self._mark()

@@ -87,8 +87,6 @@ def main(
     check_at_least_one(
         count=count, steps=steps, batch=batch, scale=scale, length=length, overlap=overlap, frames=frames
     )
-    if fps is not None and fps <= 0:
-        raise InputError(f"--fps must be a frame rate above 0, not {fps:g}")
     check_writable(out)
     here, place = this_process(), own_device(device)
     pipeline = load_pipeline(model, str(place), pick_dtype(dtype, place))
