@@ -46,8 +46,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="by default runs/ and the name of the table")
     parser.add_argument("--only", help="names of variants, with commas between")
     parser.add_argument("--latents", type=Path, help="a run with tokenizer/ and latents/, for denoisers")
+    parser.add_argument("--clips", type=int, help="of each side when scored, in the place of the table's")
     asked = parser.parse_intermixed_args()
     table = yaml.safe_load(asked.table.read_text(encoding="utf-8"))
+    if asked.clips:
+        table["evaluate"] = with_clips(table.get("evaluate", []), asked.clips)
     folder = asked.folder or Path("runs") / asked.table.stem
     rows = {}
     for name, changes in table["variants"].items():
@@ -55,6 +58,12 @@ def main() -> None:
             continue
         rows[name] = one(table, folder / name, changes or [], asked)
         print(as_table(rows, COLUMNS[table["stage"]]), flush=True)
+
+
+def with_clips(words: list[Any], clips: int) -> list[Any]:
+    """The words for `vqvdm evaluate`, with another number of clips."""
+    at = words.index("--clips") if "--clips" in words else len(words)
+    return [*words[:at], "--clips", clips, *words[at + 2 :]]
 
 
 def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], asked: Namespace) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from typing import Any
 
 from vqvdm.evaluation.report import table
 from vqvdm.files import write_text
-from vqvdm.loading import load_pipeline
+from vqvdm.loading import load_pipeline, pick_device, pick_dtype
+from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.verbs.evaluate import Options, SamplesScorer
 
 COLUMNS = ("fvd", "kvd", "judge", "outline", "precision", "recall", "density", "coverage")
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--reference", required=True, help="as in `vqvdm evaluate samples`")
     parser.add_argument("--split", default="train", help="of the reference, where it has splits")
     parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0, help="of what is generated, and of the real clips")
     parser.add_argument("--steps", type=int, help="of the model's scheduler")
     parser.add_argument("--scales", default="1,1.5,2,3,4")
     parser.add_argument("--intervals", default="0-0.6,0.3-0.8,0.5-1", help="noise levels, 0 clean to 1 noise")
@@ -38,11 +40,12 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help="a JSON file for the rows; rows found in it are not made again")
     asked = parser.parse_args()
 
-    pipeline = load_pipeline(asked.model, "cpu")
-    options = Options(clips=asked.clips, split=asked.split)
+    device = pick_device()
+    pipeline = load_pipeline(asked.model, str(device), pick_dtype("auto", device))
+    options = Options(clips=asked.clips, split=asked.split, seed=asked.seed)
     scorer = SamplesScorer(asked.model, pipeline, None, asked.reference, options, asked.clips)
     rows: dict[str, dict[str, float]] = {}
-    settings = ("model", "reference", "split", "clips", "steps", "weaker")
+    settings = ("model", "reference", "split", "clips", "seed", "steps", "weaker")
     words = {name: value for name, value in vars(asked).items() if name in settings}
     words["fingerprint"] = pipeline.fingerprint()
     if asked.report and asked.report.exists():
@@ -52,7 +55,7 @@ def main() -> None:
                 f"{asked.report} holds rows of {before['of']}, not of {words}: name another --report, or delete it"
             )
         rows = before["rows"]
-    for name, arguments in variants(asked).items():
+    for name, arguments in variants(asked, pipeline).items():
         if name not in rows:
             metrics = scorer.metrics({"num_inference_steps": asked.steps, **arguments})
             rows[name] = {key: metrics[key]["value"] for key in COLUMNS if key in metrics}
@@ -61,7 +64,7 @@ def main() -> None:
         print(as_table(rows), flush=True)
 
 
-def variants(asked: Any) -> dict[str, dict[str, Any]]:
+def variants(asked: Any, pipeline: VQVDMPipeline) -> dict[str, dict[str, Any]]:
     """Arguments of the pipeline's call by the name of the row."""
     scales = [float(scale) for scale in asked.scales.split(",")]
     rows: dict[str, dict[str, Any]] = {f"scale {scale:g}": {"guidance_scale": scale} for scale in scales}
@@ -75,7 +78,7 @@ def variants(asked: Any) -> dict[str, dict[str, Any]]:
         name = f"scale {scale:g}, rescaled by {asked.rescale:g}"
         rows[name] = {"guidance_scale": scale, "guidance_rescale": asked.rescale}
     if asked.weaker:
-        weaker = load_pipeline(asked.weaker, "cpu").denoiser
+        weaker = load_pipeline(asked.weaker, str(pipeline.device), pipeline.dtype).denoiser
         for scale in strong[:3]:
             rows[f"autoguidance {scale:g}"] = {"guidance_scale": scale, "weaker_denoiser": weaker}
     for row in rows.values():

@@ -107,7 +107,7 @@ def train(
 def sampled(unet: torch.nn.Module, shape: tuple[int, ...], number: int, steps: int, device: torch.device) -> Any:
     """Clips (3, t, h, w) in -1..1, one after another, each of its own noise."""
     dtype = pick_dtype("auto", device)
-    network: Any = in_dtype(unet, dtype)
+    network: Any = in_dtype(copy.deepcopy(unet), dtype)  # training goes on with this one
     objective = Objective("epsilon", schedule="cosine", zero_terminal_snr=False)
     scheduler: Any = objective.make_scheduler("dpm++")
     fit(scheduler, objective, bounded=True)  # x0 stays in -1..1, as the package keeps it

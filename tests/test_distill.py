@@ -73,6 +73,13 @@ def test_a_student_learns_what_its_teacher_makes_of_noise(teacher: Path, tmp_pat
     assert again == student / "pipeline"
 
 
+def test_a_teacher_in_bfloat16_is_known_by_its_latents(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vqvdm.train.distill.pick_dtype", lambda *_: torch.bfloat16)  # as on a GPU
+    assert distil(recipe_of_teacher(), teacher, tmp_path / "student") == tmp_path / "student" / "pipeline"
+
+
 def test_a_student_begins_as_its_teacher(teacher: Path, tmp_path: Path) -> None:
     recipe, student = recipe_of_teacher(), tmp_path / "student"
     part = replace(recipe.distillation, training=replace(recipe.distillation.training, learning_rate=1e-12))

@@ -26,8 +26,10 @@ from vqvdm.tokenizer import VideoTokenizer
 
 GUIDANCE = 2.0  # of guided steps
 STEPS_IN_A_ROW = 5  # of which one is the mean
-_MATRIX = 2048  # sides of the matrices whose product is the ceiling
-_COPIED = 1 << 26  # numbers copied to measure the memory
+# Sides of the matrices whose product is the ceiling, and numbers copied to measure the memory: a GPU is done with those
+# of a processor before it is at its pace.
+_MATRIX = {"cpu": 2048, "cuda": 8192}
+_COPIED = {"cpu": 1 << 26, "cuda": 1 << 29}
 
 
 @dataclass(frozen=True)
@@ -225,13 +227,15 @@ NETWORKS: Mapping[str, Callable[[Subject, Path], Stage]] = {
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> Stage:
     """The ceiling of arithmetic: one large product."""
-    x, y = (torch.rand(_MATRIX, _MATRIX, device=device, dtype=dtype) for _ in range(2))
+    side = _MATRIX.get(device.type, _MATRIX["cpu"])
+    x, y = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     run = partial(torch.mm, x, y)
-    return Stage(run, f"product of {_MATRIX}x{_MATRIX} matrices", work_of(run), dtype=dtype)
+    return Stage(run, f"product of {side}x{side} matrices", work_of(run), dtype=dtype)
 
 
 def memory_copy(device: torch.device) -> Stage:
     """The ceiling of memory: a large copy."""
-    source = torch.rand(_COPIED, device=device)
+    numbers = _COPIED.get(device.type, _COPIED["cpu"])
+    source = torch.rand(numbers, device=device)
     run = partial(torch.empty_like(source).copy_, source)
-    return Stage(run, f"copy of {4 * _COPIED >> 20} MiB", work_of(run))
+    return Stage(run, f"copy of {4 * numbers >> 20} MiB", work_of(run))

@@ -23,7 +23,7 @@ from vqvdm.files import whole_folder
 from vqvdm.generation import usual_batch
 from vqvdm.identity import own_settings
 from vqvdm.latents import LatentCache, noise_of, write_pairs
-from vqvdm.loading import load_pipeline, pick_device, pick_dtype
+from vqvdm.loading import load_pipeline, load_tokenizer, pick_device, pick_dtype
 from vqvdm.lock import sole_writer
 from vqvdm.models import find_pipeline
 from vqvdm.pipeline import VQVDMPipeline
@@ -76,8 +76,8 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
             "prediction=flow"
         )
     latents = LatentCache(run / "latents")
-    assert teacher.tokenizer is not None
-    if latents.index["tokenizer"] != teacher.tokenizer.latents_fingerprint():
+    written_by = load_tokenizer(trained / "tokenizer", "cpu").latents_fingerprint()  # the teacher's may be rounded
+    if latents.index["tokenizer"] != written_by:
         raise InputError(
             f"{run}/pipeline has another tokenizer than {run}/latents were written by: train its denoiser on these "
             f"(vqvdm train denoiser {shlex.quote(str(run))}), then distil"
