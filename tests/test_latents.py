@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -253,6 +254,16 @@ def test_damaged_caches_are_named(tmp_path):
             LatentCache(folder)
         with pytest.raises(InputError, match=r"index.json is damaged .*encode again"):
             write(folder)
+
+
+def test_a_shard_on_a_failing_disk_is_named(tmp_path, monkeypatch):
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder = write(tmp_path / "latents")
+    monkeypatch.setattr("vqvdm.latents.safe_open", failing)
+    with pytest.raises(InputError, match=r"shard-00000.safetensors: cannot be read \(Input/output error\)"):
+        LatentCache(folder)
 
 
 def test_a_shard_that_is_not_what_was_written_is_refused_and_encoded_again(tmp_path, caplog):

@@ -291,6 +291,11 @@ def _write_shards(
     return sums
 
 
+def _unreadable(path: Path, error: Exception) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
+    return InputError(f"{path}: cannot be read ({reason}); run the same command again")
+
+
 class LatentCache(Dataset):
     """A latent cache as a data set.
 
@@ -357,6 +362,8 @@ class LatentCache(Dataset):
                     shards.append({name: file.get_tensor(name) for name in names})
             except (SafetensorError, ValueError) as error:
                 raise InputError(f"{path} is damaged ({error}); delete it and run `vqvdm encode` again") from error
+            except OSError as error:
+                raise _unreadable(path, error) from error
         return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
 
     def _check_shapes(self, file: Any, shard: int) -> None:
@@ -411,8 +418,7 @@ class LatentCache(Dataset):
             except FileNotFoundError:  # with the whole run folder perhaps, which a training tells
                 raise
             except (OSError, SafetensorError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else reason_of(error)
-                raise InputError(f"{path}: cannot be read ({reason}); run the same command again") from error
+                raise _unreadable(path, error) from error
         return self._mapped[shard]
 
     def __getstate__(self) -> dict[str, Any]:
