@@ -134,6 +134,11 @@ def _open_data(recipe: Recipe, run: Path, tokenizer: VideoTokenizer | None, prog
     return latents
 
 
+def source_name(path: str) -> str:
+    """What a model says of its data to those it is passed on to: a folder's name, without where it lies here."""
+    return path if "://" in path else Path(path).name or path
+
+
 def open_tokenizer(run: Path) -> VideoTokenizer:
     """The run's trained tokenizer; InputError with the command to run if there is none."""
     if not (run / "tokenizer" / "config.json").is_file():
@@ -449,7 +454,7 @@ class DenoiserStage:
             guidance_interval=sampling.guidance_interval,
             about={
                 "recipe": self.recipe.name,
-                "data": data.path,
+                "data": source_name(data.path),
                 **({"data_license": "none needed, vqvdm rendered them"} if data.path in WORLDS else {}),
                 "slowest_fps": self.rates[0],
                 "fastest_fps": self.rates[1],
