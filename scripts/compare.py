@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, help="of each side when scored, in the place of the table's")
     asked = parser.parse_intermixed_args()
     table = yaml.safe_load(asked.table.read_text(encoding="utf-8"))
-    if asked.clips:
+    if asked.clips is not None:
         table["evaluate"] = with_clips(table.get("evaluate", []), asked.clips)
     folder = asked.folder or Path("runs") / asked.table.stem
     rows = {}

@@ -15,10 +15,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from vqvdm.denoiser import VideoDenoiser
 from vqvdm.evaluation.report import table
 from vqvdm.files import write_text
 from vqvdm.loading import load_pipeline, pick_device, pick_dtype
-from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.verbs.evaluate import Options, SamplesScorer
 
 COLUMNS = ("fvd", "kvd", "judge", "outline", "precision", "recall", "density", "coverage")
@@ -47,7 +47,7 @@ def main() -> None:
     rows: dict[str, dict[str, float]] = {}
     settings = ("model", "reference", "split", "clips", "seed", "steps", "weaker")
     words = {name: value for name, value in vars(asked).items() if name in settings}
-    words["fingerprint"] = pipeline.fingerprint()
+    words |= {"fingerprint": pipeline.fingerprint(), "dtype": str(pipeline.dtype)}
     if asked.report and asked.report.exists():
         before = json.loads(asked.report.read_text(encoding="utf-8"))
         if before["of"] != words:
@@ -55,7 +55,8 @@ def main() -> None:
                 f"{asked.report} holds rows of {before['of']}, not of {words}: name another --report, or delete it"
             )
         rows = before["rows"]
-    for name, arguments in variants(asked, pipeline).items():
+    weaker = load_pipeline(asked.weaker, str(device), pipeline.dtype).denoiser if asked.weaker else None
+    for name, arguments in variants(asked, weaker).items():
         if name not in rows:
             metrics = scorer.metrics({"num_inference_steps": asked.steps, **arguments})
             rows[name] = {key: metrics[key]["value"] for key in COLUMNS if key in metrics}
@@ -64,7 +65,7 @@ def main() -> None:
         print(as_table(rows), flush=True)
 
 
-def variants(asked: Any, pipeline: VQVDMPipeline) -> dict[str, dict[str, Any]]:
+def variants(asked: Any, weaker: VideoDenoiser | None = None) -> dict[str, dict[str, Any]]:
     """Arguments of the pipeline's call by the name of the row."""
     scales = [float(scale) for scale in asked.scales.split(",")]
     rows: dict[str, dict[str, Any]] = {f"scale {scale:g}": {"guidance_scale": scale} for scale in scales}
@@ -77,8 +78,7 @@ def variants(asked: Any, pipeline: VQVDMPipeline) -> dict[str, dict[str, Any]]:
     for scale in strong[-1:]:
         name = f"scale {scale:g}, rescaled by {asked.rescale:g}"
         rows[name] = {"guidance_scale": scale, "guidance_rescale": asked.rescale}
-    if asked.weaker:
-        weaker = load_pipeline(asked.weaker, str(pipeline.device), pipeline.dtype).denoiser
+    if weaker is not None:
         for scale in strong[:3]:
             rows[f"autoguidance {scale:g}"] = {"guidance_scale": scale, "weaker_denoiser": weaker}
     for row in rows.values():

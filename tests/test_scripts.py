@@ -68,6 +68,13 @@ def test_all_rows_guide_at_all_levels_but_those_of_intervals() -> None:
     ]
 
 
+def test_a_table_is_scored_with_as_many_clips_as_asked_for() -> None:
+    with_clips = script("compare").with_clips
+    assert with_clips(["--clips", 512, "--split", "test"], 8) == ["--clips", 8, "--split", "test"]
+    assert with_clips(["--split", "test", "--clips", 512], 8) == ["--split", "test", "--clips", 8]
+    assert with_clips([], 8) == ["--clips", 8]
+
+
 def test_a_variant_is_trained_once_and_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compare, run, called = script("compare"), tmp_path / "run", []
     (run / "checkpoints").mkdir(parents=True)
@@ -124,10 +131,10 @@ def test_a_short_chaos_changes_nothing(tmp_path: Path) -> None:
         assert sum(map(int, disturbances)) >= 8 and int(ended) >= 1 and differed == "nothing"
 
 
-@pytest.mark.parametrize("name", ["tokenizers", "denoisers"])
-def test_every_row_of_a_table_is_a_recipe(name: str) -> None:
+@pytest.mark.parametrize("path", sorted((SCRIPTS / "tables").iterdir()), ids=lambda path: path.stem)
+def test_every_row_of_a_table_is_a_recipe(path: Path) -> None:
     compare = script("compare")
-    table = yaml.safe_load((SCRIPTS / "tables" / f"{name}.yaml").read_text())
+    table = yaml.safe_load(path.read_text())
     for changes in table["variants"].values():
         parts = [changes["first"], changes["then"]] if isinstance(changes, dict) else [changes or []]
         for part in parts:

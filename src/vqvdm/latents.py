@@ -353,8 +353,6 @@ class LatentCache(Dataset):
         shards: list[dict[str, Tensor]] = []
         for shard in range(self._plan.shards):
             path = self.folder / shard_name(shard)
-            if not path.exists():
-                raise InputError(f"the latent cache {self.folder} lacks {path.name}; run `vqvdm encode` again")
             try:
                 with safe_open(path, "pt") as file:
                     self._check_shapes(file, shard)
@@ -362,6 +360,9 @@ class LatentCache(Dataset):
                     shards.append({name: file.get_tensor(name) for name in names})
             except (SafetensorError, ValueError) as error:
                 raise InputError(f"{path} is damaged ({error}); delete it and run `vqvdm encode` again") from error
+            except FileNotFoundError as error:
+                message = f"the latent cache {self.folder} lacks {path.name}; run `vqvdm encode` again"
+                raise InputError(message) from error
             except OSError as error:
                 raise _unreadable(path, error) from error
         return {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}

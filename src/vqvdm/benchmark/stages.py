@@ -29,7 +29,7 @@ STEPS_IN_A_ROW = 5  # of which one is the mean
 # Sides of the matrices whose product is the ceiling, and numbers copied to measure the memory: a GPU is done with those
 # of a processor before it is at its pace.
 _MATRIX = {"cpu": 2048, "cuda": 8192}
-_COPIED = {"cpu": 1 << 26, "cuda": 1 << 29}
+_COPIED = {"cpu": 1 << 26, "cuda": 1 << 28}
 
 
 @dataclass(frozen=True)
