@@ -31,7 +31,7 @@ from vqvdm.structure import listed
 SCRIPTS = Path(__file__).parent
 NEVER = 10**6
 COLUMNS = {
-    "tokenizer": ("psnr", "ssim", "lpips_vgg", "lpips_alex", "rfvd", "codebook_usage"),
+    "tokenizer": ("psnr", "ssim", "lpips_vgg", "lpips_alex", "rfvd", "codebook_usage", "decode_seconds"),
     "denoiser": ("fvd", "kvd", "judge", "outline", "motion", "precision", "recall"),
 }
 
@@ -95,6 +95,8 @@ def one(table: dict[str, Any], run: Path, changes: list[str] | dict[str, Any], a
         call("-m", "vqvdm", "evaluate", verb, run, *against, *map(str, table.get("evaluate", [])), "--report", report)
     metrics = json.loads(report.read_text(encoding="utf-8"))["metrics"]
     figures = {name: figure["value"] for name, figure in metrics.items()}
+    if stage == "tokenizer":
+        figures["decode_seconds"] = decode_seconds(run)
     return {"updates": updates_of(run, stage), **figures}
 
 
@@ -128,12 +130,22 @@ def prepare(run: Path, latents: Path | None) -> None:
             (run / part).symlink_to((latents / part).resolve())
 
 
-def call(*words: Any) -> None:
-    """Run a script or module of Python; its complaints are ours."""
+def decode_seconds(run: Path) -> float:
+    """Of one clip, by `vqvdm benchmark`; measured once."""
+    speed = run / "speed.json"
+    if not speed.exists():
+        printed = call("-m", "vqvdm", "benchmark", "--recipe", run, "--stages", "decode")
+        speed.write_text(printed.splitlines()[-1], encoding="utf-8")
+    return json.loads(speed.read_text(encoding="utf-8"))["decode_seconds"]
+
+
+def call(*words: Any) -> str:
+    """What a script or module of Python prints; its complaints are ours."""
     command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command[1:])}\n{done.stderr[-2000:]}")
+    return done.stdout
 
 
 def updates_of(run: Path, stage: str) -> int:

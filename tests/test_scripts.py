@@ -93,6 +93,13 @@ def test_a_variant_is_trained_once_and_from_its_beginning(tmp_path: Path, monkey
     assert called[0].endswith(f"--run {run} --minutes 0.5 --processor")
 
 
+def test_how_long_a_variant_decodes_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compare, called = script("compare"), []
+    monkeypatch.setattr(compare, "call", lambda *words: called.append(words) or 'a table\n{"decode_seconds": 0.25}\n')
+    assert [compare.decode_seconds(tmp_path) for _ in range(2)] == [0.25, 0.25]
+    assert len(called) == 1 and "--stages decode" in " ".join(map(str, called[0]))
+
+
 def test_rows_of_variants_as_a_table() -> None:
     compare = script("compare")
     rows = {"a": {"updates": 3, "fvd": 12.345, "other": 1.0}, "b": {"updates": 4}}
