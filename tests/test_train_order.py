@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data._utils import signal_handling
 
 from vqvdm.data.shards import Rounds
-from vqvdm.data.workers import LoaderDied, _deaths_named
+from vqvdm.data.workers import LoaderDied, _deaths_named, loading
 from vqvdm.errors import InputError
 from vqvdm.train.order import Batch, Order, seed_of, updates
 
@@ -102,6 +103,20 @@ def test_loader_processes_that_die_are_replaced(
         (tmp_path / str(number)).touch()
     with pytest.raises(InputError, match=r"update \d+, 2 times: a loader process died .*data\.workers=0"):
         list(updates(order, Deadly(tmp_path), 0, 6, 2, CPU))
+
+
+def test_the_handler_of_a_loader_before_ours_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It raises wherever its process happens to be, at the end of the others too."""
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+        signal_handling._set_SIGCHLD_handler()
+        assert signal.getsignal(signal.SIGCHLD) not in (before, signal.SIG_DFL)
+        with loading(DataLoader(Echo(), sampler=[(0, 0)], num_workers=1)) as loads:
+            assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+            next(loads)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 @pytest.mark.parametrize("problem", [EOFError(), ConnectionResetError("reset"), FileNotFoundError("a socket")])

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vqvdm.errors import InputError, reason_of
@@ -86,11 +87,16 @@ def _deaths_named(loads: Iterator[Any]) -> Iterator[Any]:
 
 @contextmanager
 def _deaths_are_told_late() -> Iterator[None]:
-    """What handled the end of a child before this block does so after it, too."""
+    """What handled the end of a child before this block does so after it, too, unless that was torch's already.
+
+    Torch sets its handler with the first loader of a process, which need not be one of `loading`, and never again.
+    """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         yield
         return
     before = signal.getsignal(signal.SIGCHLD)
+    if getattr(before, "__module__", None) == signal_handling.__name__:
+        before = signal.SIG_DFL
     try:
         yield
     finally:
