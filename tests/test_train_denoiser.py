@@ -344,7 +344,14 @@ def test_the_pipeline_knows_its_flow_whatever_the_scheduler(tmp_path: Path, sche
 
 
 @pytest.mark.parametrize(
-    ("path", "said"), [("/home/someone/clips/", "clips"), ("toy", "toy"), ("https://a.b/c/index.json",) * 2, (".", ".")]
+    ("path", "said"),
+    [
+        ("/home/someone/clips/", "clips"),
+        ("toy", "toy"),
+        ("/home/someone/toy", "toy/"),
+        ("https://a.b/c/index.json",) * 2,
+        (".", "."),
+    ],
 )
 def test_a_model_does_not_say_where_its_clips_lay(tmp_path, path, said):
     recipe = tiny_recipe()

@@ -136,7 +136,10 @@ def _open_data(recipe: Recipe, run: Path, tokenizer: VideoTokenizer | None, prog
 
 def source_name(path: str) -> str:
     """What a model says of its data to those it is passed on to: a folder's name, without where it lies here."""
-    return path if "://" in path else Path(path).name or path
+    if path in WORLDS or "://" in path:
+        return path
+    name = Path(path).name or path
+    return f"{name}/" if name in WORLDS else name  # a folder of that name is not the world
 
 
 def open_tokenizer(run: Path) -> VideoTokenizer:
