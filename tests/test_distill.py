@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch import Tensor
 
 from tiny_training import give_tokenizer, tiny_recipe
 from vqvdm.errors import InputError
@@ -17,7 +19,7 @@ from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.denoiser import DenoiserStage, train_denoiser
-from vqvdm.train.distill import _digest, distil
+from vqvdm.train.distill import _check_levels, _digest, distil, student_recipe
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch
 from vqvdm.train.start_from import start_denoiser_from
@@ -26,7 +28,7 @@ from vqvdm.train.start_from import start_denoiser_from
 def recipe_of_teacher() -> Recipe:
     recipe = tiny_recipe()
     part = DistillationRecipe(
-        pairs=10, teacher_steps=3, teacher_guidance=3.0, steps=2, training=recipe.denoiser.training
+        pairs=10, teacher_steps=4, teacher_guidance=3.0, steps=2, training=recipe.denoiser.training
     )
     return replace(recipe, distillation=part)
 
@@ -49,6 +51,18 @@ def train_teacher(recipe: Recipe, run: Path) -> None:
     pipeline.save_pretrained(run / "pipeline")
 
 
+def states_of(pipeline: VQVDMPipeline, label: int, noise: Tensor, **settings: Any) -> list[Tensor]:
+    """Noise (c, t, h, w), and what the pipeline has after each of its steps."""
+    states = [noise]
+
+    def keep(_: VQVDMPipeline, __: int, ___: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        states.append(tensors["latents"][0])
+        return {}
+
+    pipeline(label, latents=noise[None], output_type="latent", callback_on_step_end=keep, **settings)
+    return states
+
+
 def test_a_student_learns_what_its_teacher_makes_of_noise(teacher: Path, tmp_path: Path) -> None:
     recipe, student = recipe_of_teacher(), tmp_path / "student"
     made = load_pipeline(distil(recipe, teacher, student))
@@ -62,12 +76,15 @@ def test_a_student_learns_what_its_teacher_makes_of_noise(teacher: Path, tmp_pat
     assert len(pairs) == 10
     for number in (0, 7):
         pair, clip = pairs[number], own[number]
-        assert torch.equal(pair["noise"], noise_of(int(pairs._entries["seed"][number]), pairs.latent_shape))
+        noise = noise_of(int(pairs._entries["seed"][number]), pairs.latent_shape)
+        assert torch.equal(pair["path"][0], noise)
+        assert torch.equal(pair["path"][-1], pair["latents"])
+        assert len(pair["path"]) == 3
         assert (pair["class_label"], pair["fps"]) == (clip["class_label"], clip["fps"])
-        settings = {"num_inference_steps": 3, "guidance_scale": 3.0, "fps": float(pair["fps"])}
-        label = int(pair["class_label"])
-        expected = pipeline(label, latents=pair["noise"][None], output_type="latent", **settings).frames[0]
-        assert (pair["latents"] - expected).abs().mean() < 0.02 * expected.std()  # bf16, another batch, float16
+        settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "fps": float(pair["fps"])}
+        states = states_of(pipeline, int(pair["class_label"]), noise, **settings)
+        for state, expected in zip(pair["path"], states[::2], strict=True):
+            assert (state - expected).abs().mean() < 0.02 * expected.std()  # bf16, another batch, float16
 
     again = distil(recipe, teacher, student)  # finished: nothing is made anew
     assert again == student / "pipeline"
@@ -90,15 +107,74 @@ def test_a_student_begins_as_its_teacher(teacher: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(checkpoint.tensors("model")[name], value)
 
 
-def test_the_noise_of_a_pair_is_the_noise_of_its_loss(teacher: Path, tmp_path: Path) -> None:
+def test_a_network_without_loss_walks_its_teachers_path(teacher: Path, tmp_path: Path) -> None:
     recipe = recipe_of_teacher()
     distil(recipe, teacher, tmp_path / "student")
-    pairs, pipeline = LatentCache(tmp_path / "student" / "latents"), load_pipeline(teacher)
-    stage = DenoiserStage(recipe, make_accelerator(recipe.denoiser.training, tmp_path), pairs, pipeline.tokenizer)
+    pairs, pipeline = LatentCache(tmp_path / "student" / "latents"), load_pipeline(tmp_path / "student")
+    learnt = student_recipe(recipe, teacher)
+    stage = DenoiserStage(learnt, make_accelerator(learnt.denoiser.training, tmp_path), pairs, pipeline.tokenizer)
     items = [pairs[number] for number in range(4)]
     batch = Batch({name: torch.stack([item[name] for item in items]) for name in items[0]}, range(4), 0, 4, last=True)
-    stage.forward = lambda noisy, *_, **__: batch["noise"] - batch["latents"]  # type: ignore[assignment]  the straight path
-    assert float(stage.denoising_loss(batch)) < 1e-10
+    path = batch["path"]
+    pipeline.scheduler.set_timesteps(sigmas=[1.0, 0.5])
+    known: dict[float, Tensor] = {}  # the velocity of a step by the network's clock at its beginning
+    for step, level in enumerate(pipeline.scheduler.sigmas[:2].tolist()):
+        low = float(pipeline.scheduler.sigmas[step + 1])
+        known[round(1000 * level)] = (path[:, step] - path[:, step + 1]) / (level - low)
+
+    def answer(noisy: Tensor, timestep: Tensor, *_: Any, **__: Any) -> Tensor:
+        clocks = [round(clock) for clock in timestep.tolist()]
+        for clip, clock in enumerate(clocks):
+            state = path[clip, list(known).index(clock)]
+            torch.testing.assert_close(noisy[clip], state, atol=1e-4, rtol=0)
+        asked.update(clocks)
+        return torch.stack([known[clock][clip] for clip, clock in enumerate(clocks)])
+
+    asked: set[int] = set()
+    stage.forward = answer  # type: ignore[assignment]
+    assert float(stage.denoising_loss(batch)) < 1e-8
+    assert asked == set(known)  # four strata cover both steps
+
+    state = path[:, 0]
+    for step, timestep in enumerate(pipeline.scheduler.timesteps):
+        state = pipeline.scheduler.step(list(known.values())[step], timestep, state).prev_sample
+    torch.testing.assert_close(state, batch["latents"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["ddim", "heun"])
+def test_a_teacher_at_other_levels_is_refused(teacher: Path, tmp_path: Path, name: Literal["ddim", "heun"]) -> None:
+    pipeline = load_pipeline(teacher)
+    pipeline.scheduler = pipeline.objective.make_scheduler(name)
+    shutil.copytree(teacher, tmp_path / "teacher")
+    pipeline.save_pretrained(tmp_path / "teacher" / "pipeline")
+    with pytest.raises(InputError, match=r"4 steps do not meet the levels of a student's 2; with dpm\+\+, unipc"):
+        distil(recipe_of_teacher(), tmp_path / "teacher", tmp_path / "student")
+
+
+@pytest.mark.parametrize("name", ["dpm++", "unipc", "euler"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_schedulers_that_are_named_meet_the_levels(
+    teacher: Path, name: Literal["dpm++", "unipc", "euler"], shift: float
+) -> None:
+    pipeline = load_pipeline(teacher)
+    pipeline.register_to_config(diffusion={**pipeline.config["diffusion"], "shift": shift})
+    pipeline.scheduler = pipeline.objective.make_scheduler(name)
+    _check_levels(pipeline, replace(recipe_of_teacher().distillation, teacher_steps=20, steps=4), teacher)
+
+
+def test_steps_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(InputError, match=r"teacher_steps is 8, but must be a multiple of distillation.steps, 3"):
+        Recipe.load("demo", ["distillation.steps=3"])
+
+
+def test_a_recipe_of_an_older_run_is_read(tmp_path: Path) -> None:
+    held = "distillation:\n  times: uniform\n  scheduler: euler\n"
+    old = Recipe.load("demo").to_yaml().replace("distillation:\n", held)
+    (tmp_path / "old.yaml").write_text(old)
+    assert Recipe.load(tmp_path / "old.yaml") == Recipe.load("demo")
+    (tmp_path / "old.yaml").write_text(old.replace("scheduler: euler", "scheduler: unipc"))
+    with pytest.raises(InputError, match=r"unknown key 'distillation.scheduler'"):
+        Recipe.load(tmp_path / "old.yaml")
 
 
 def test_what_cannot_be_distilled_is_refused(teacher: Path, tmp_path: Path) -> None:
@@ -155,7 +231,7 @@ def test_pairs_without_classes_have_the_frame_rates_they_were_made_for(tmp_path:
     assert set(pairs.fps.tolist()) == {8.0, 9.0}
     for number in range(2):
         pair = pairs[number]
-        settings = {"num_inference_steps": 3, "latents": pair["noise"][None], "output_type": "latent"}
+        settings = {"num_inference_steps": 4, "latents": pair["path"][:1], "output_type": "latent"}
         right, wrong = (
             pipeline(fps=fps, **settings).frames[0] for fps in (float(pair["fps"]), 17 - float(pair["fps"]))
         )

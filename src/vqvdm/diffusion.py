@@ -79,6 +79,26 @@ class Objective:
         error = denoise(a * x0 + s * eps, timestep).float() - self.target(x0, eps, a, s).float()
         return self.weight(alpha, sigma) * error.square().flatten(1).mean(1)
 
+    def chord(self, path: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of a sampler's path, as the straight line that makes it; for prediction `flow`.
+
+        Args:
+            path: (b, n + 1, c, t, h, w), the states at the levels of `uniform` 1, (n - 1) / n and so on to 0.
+            uniform: (b,) in 0..1, from which a step is drawn.
+
+        Returns:
+            The line's ends at level 0 and at level 1, (b, c, t, h, w) each, and (b,) the `uniform` where the step
+            begins: `latents`, `noise` and `uniform` of `loss`, which then asks for the step's mean velocity.
+        """
+        steps, clips = path.shape[1] - 1, torch.arange(len(path), device=path.device)
+        step = (uniform * steps).long().clamp(max=steps - 1)
+        first, last = (1 - (step + number) / steps for number in (0, 1))
+        begin, end = path[clips, step], path[clips, step + 1]
+        high, low = (self.levels(level)[1].view(-1, 1, 1, 1, 1) for level in (first, last))
+        velocity = (begin - end) / (high - low)
+        x0 = begin - high * velocity
+        return x0, x0 + velocity, first
+
     def target(self, x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """What the network shall predict from alpha x0 + sigma noise; the inverse of `split`."""
         if self.prediction == "v_prediction":

@@ -23,7 +23,7 @@ _KEYS: Mapping[str, Any] = {  # of an index, at least, and what they are
     "shard_size": int,
     "complete": bool,
 }
-GRIDS = ("latents", "stills")  # what is large: read when it is wanted
+GRIDS = ("latents", "stills", "path")  # what is large: read when it is wanted
 _SHARD = re.compile(r"shard-\d{5,}\.safetensors")
 
 
@@ -98,6 +98,8 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     found |= {name: convert(kind, found[name], where, name) for name, kind in _KEYS.items()}
     found |= {name: list(found[name]) for name in ("classes", "latent_shape")}  # as they were: it is compared
     counts = {name: found[name] for name in ("videos", "windows", "shard_size")}
+    if "path" in found:
+        counts["path"] = convert(int, found["path"], where, "path")
     for name, count in {**counts, "latent_shape": min(found["latent_shape"])}.items():
         if count < 1:
             raise InputError(f"{where['']}: {name} is {found[name]}, but must be at least 1")

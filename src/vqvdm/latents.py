@@ -4,7 +4,8 @@ A cache is a folder of safetensors shards and an `index.json` that says which to
 video contributes `windows` clips and, if asked, the mirror image of each; the position of an entry follows from the
 video, the window and the flip, so that nothing but numbers is stored.
 
-A cache may also hold what a model made of noise, for distillation: then each entry names the seed of its noise.
+A cache may also hold what a model made of noise, for distillation: then each entry names the seed of its noise, and has
+the states on the way from it.
 
 Latents are kept as float16 unless asked otherwise. They are normalised (deviation 1), so rounding moves them by about
 2e-4, far below the smallest noise the denoiser is trained with, and the files and the page cache shrink by half.
@@ -125,11 +126,13 @@ def write_pairs(
     """Write a cache of what a model makes of noise, and return its folder; goes on where it was interrupted.
 
     Args:
-        make: for the numbers of some entries gives `latents` (b, c, t, h, w), `class_label`, `fps` and `seed`, (b,)
-            each; `noise_of(seed, (c, t, h, w))` is what the latents were made of.
+        make: for the numbers of some entries gives `latents` (b, c, t, h, w), `path` (b, n - 1, c, t, h, w), the states
+            between them and their noise, and `class_label`, `fps` and `seed`, (b,) each; `noise_of(seed, (c, t, h, w))`
+            is the noise.
         number: of entries.
         folder: where the cache goes; made if absent.
-        facts: `tokenizer` (its fingerprint), `classes`, `latent_shape`, `data`, and `digest`, which names the maker.
+        facts: `tokenizer` (its fingerprint), `classes`, `latent_shape`, `data`, `path` (n, the steps of each), and
+            `digest`, which names the maker.
         batch_size: entries made at a time.
         shard_size: entries per file.
 
@@ -232,7 +235,7 @@ def _changes(found: Mapping[str, Any], index: Mapping[str, Any]) -> list[str]:
 def _check_room(folder: Path, index: Mapping[str, Any], plan: Plan, todo: Sequence[int]) -> None:
     entries = plan.copies * sum(len(plan.shard_pairs(shard)) for shard in todo)
     c, t, h, w = index["latent_shape"]
-    grids = t + (2 if index.get("stills") else 0)
+    grids = t * index.get("path", 1) + (2 if index.get("stills") else 0)
     size = entries * (c * grids * h * w * _DTYPES[index["dtype"]].itemsize + 12)
     free = shutil.disk_usage(folder).free
     if size > free:
@@ -300,9 +303,9 @@ class LatentCache(Dataset):
     """A latent cache as a data set.
 
     `cache[index]` or `cache[(index, draw)]` is a dict of `latents` float32 (c, t, h, w), `class_label` int64 and `fps`
-    float32; of one with stills also `stills` (2, c, h, w), of what a model made `noise`, like the latents. `draw`
-    picks one of the stored windows and flips of video `index`, counting round; without it the first. `cache.batch`
-    reads many at a time, an entry in a twentieth of the time.
+    float32; of one with stills also `stills` (2, c, h, w), of what a model made `path` (n + 1, c, t, h, w), from noise
+    to the latents. `draw` picks one of the stored windows and flips of video `index`, counting round; without it the
+    first. `cache.batch` reads many at a time, an entry in a twentieth of the time.
     The shards are mapped into memory, each opened once per process; a cache can be sent to loader workers.
 
     Attributes:
@@ -331,12 +334,13 @@ class LatentCache(Dataset):
         self.classes: tuple[str, ...] = tuple(found["classes"])
         self.latent_shape: tuple[int, ...] = tuple(found["latent_shape"])
         c, _, h, w = self.latent_shape
-        self._grid_shapes = {"latents": self.latent_shape, "stills": (2, c, h, w)}
+        between = (found.get("path", 1) - 1, *self.latent_shape)
+        self._grid_shapes = {"latents": self.latent_shape, "stills": (2, c, h, w), "path": between}
         self._plan = Plan(found["videos"], found["windows"], found["flips"], found["shard_size"])
         self.variants: int = self._plan.windows * self._plan.copies
         self._sums = sums_in(found)  # compared where a shard is first used
         self._mapped: dict[int, dict[str, Tensor]] = {}  # what is large of each shard, read where it is used
-        self._grids = GRIDS if found.get("stills") else GRIDS[:1]
+        self._grids = tuple(name for name in GRIDS if name == "latents" or found.get(name))
         self._entries = self._read_entries()  # all but the latents, (n,) each
 
     @property
@@ -398,7 +402,8 @@ class LatentCache(Dataset):
         items |= {"class_label": self.class_labels[entries], "fps": self.fps[entries]}
         if "seed" in self._entries:
             seeds = self._entries["seed"][entries].tolist()
-            items["noise"] = torch.stack([noise_of(seed, self.latent_shape) for seed in seeds])
+            noise = torch.stack([noise_of(seed, self.latent_shape) for seed in seeds])
+            items["path"] = torch.cat([noise[:, None], items["path"], items["latents"][:, None]], dim=1)
         return items
 
     def _entry(self, index: int | tuple[int, int]) -> int:

@@ -163,12 +163,10 @@ class DenoiserRecipe:
 class DistillationRecipe:
     """The student that `vqvdm distill` trains: what its teacher shows it, and how it samples."""
 
-    pairs: int = 16_384  # noise, and what the teacher makes of it
-    teacher_steps: int = 20
+    pairs: int = 16_384  # noise, and the teacher's path from it to a clip
+    teacher_steps: int = 20  # a multiple of `steps`
     teacher_guidance: float | None = None  # null: the pipeline's own
-    times: Literal["uniform", "logit_normal"] = "uniform"
-    scheduler: Scheduler = "euler"
-    steps: int = 4
+    steps: int = 4  # of Euler's method, by the student; it learns these and no others
     training: DenoiserTrainingRecipe = field(default_factory=DenoiserTrainingRecipe)
 
 
@@ -212,6 +210,9 @@ class Recipe:
                 the file or override, the key, the value and what is allowed.
         """
         values, origins = recipe_io.read(name_or_path, overrides)
+        for (part, name), only in _RETIRED.items():
+            if isinstance(values.get(part), dict) and values[part].get(name) == only:
+                del values[part][name]
         recipe = structure(cls, values, origins)
         recipe.check(origins)
         if check_models:
@@ -285,6 +286,9 @@ def run_folder(recipe: str, settings: Recipe, run: Path | None = None) -> Path:
         return run
     return Path(recipe) if (Path(recipe) / "recipe.yaml").is_file() else Path("runs") / settings.name
 
+
+# Settings that the recipes of older runs hold, and the one value of them that means what is done now.
+_RETIRED: Mapping[tuple[str, str], str] = {("distillation", "times"): "uniform", ("distillation", "scheduler"): "euler"}
 
 _COUNT = _Range(1)
 _NOT_NEGATIVE = _Range(0)
@@ -376,6 +380,13 @@ def _scheduler(recipe: Recipe) -> str | None:
     return None
 
 
+def _teacher_steps(recipe: Recipe) -> str | None:
+    theirs, own = recipe.distillation.teacher_steps, recipe.distillation.steps
+    if theirs % own == 0:
+        return None
+    return f"is {theirs}, but must be a multiple of distillation.steps, {own}: each is as long as some of the teacher's"
+
+
 def _interval(recipe: Recipe) -> str | None:
     low, high = recipe.sampling.guidance_interval
     return None if low < high else f"is [{low:g}, {high:g}], but must rise"
@@ -450,6 +461,7 @@ _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "denoiser.training.fsdp": _compiled_shards,
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
+    "distillation.teacher_steps": _teacher_steps,
     "latents.flips": _flips,
     "tokenizer.model.in_channels": _colours,
     "tokenizer.decoder_only": _decoder_only,

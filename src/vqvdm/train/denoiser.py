@@ -333,8 +333,11 @@ class DenoiserStage:
     def denoising_loss(self, batch: Batch) -> Tensor:
         """The objective's loss on one micro-batch, a scalar."""
         latents, (labels, fps) = batch[self.field], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
-        noise = batch["noise"] if "noise" in batch.data else batch.noise_like(latents)  # a student learns from pairs
         uniform = batch.strata("time").to(latents.device)
+        if "path" in batch.data:  # a student learns the steps of its teacher
+            latents, noise, uniform = self.objective.chord(batch["path"], uniform)
+        else:
+            noise = batch.noise_like(latents)
         context = self.context(batch)
 
         def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""A student of few steps (`vqvdm distill`): rectified flow trained on what its teacher makes of noise.
+"""A student of few steps (`vqvdm distill`), each of which goes as far as several of its teacher's.
 
-The teacher turns noise into latents, guided, in many steps. A copy of it then learns to go straight from each noise to
-its very latents ("reflow": Liu et al. 2022, section 2.2): paths that no longer cross can be walked in few steps, and
-guidance is learnt along, so a step is one pass.
+The teacher turns noise into latents, guided, in many steps. A copy of it then learns to go in one step of Euler's
+method where several of them lead ("progressive distillation": Salimans and Ho 2022, with a flow's velocity in the place
+of x0, and with all of the student's steps at once, in one round). Guidance is learnt along (Meng et al. 2022), so a
+step is one pass. To learn the whole way at once from every level ("reflow": Liu et al. 2022) was worse: docs/log.md.
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ from vqvdm.lock import sole_writer
 from vqvdm.models import find_pipeline
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
+from vqvdm.schedulers import set_steps
 from vqvdm.train.denoiser import train_denoiser
 from vqvdm.train.order import seed_of
+
+# dpm++ and its like begin at the last of the levels of training, a thousandth (before the shift) below pure noise.
+_LEVEL_TOLERANCE = 5e-3
 
 
 def main(
@@ -61,7 +66,8 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
         device: on which the teacher samples.
 
     Raises:
-        InputError: the run lacks something, its model predicts no flow, or `student` is the run itself.
+        InputError: the run lacks something, its model predicts no flow, its scheduler walks other levels, or `student`
+            is the run itself.
     """
     recipe.check()
     if student.resolve() == run.resolve():
@@ -75,6 +81,7 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
             f"{run} predicts {teacher.objective.prediction}; paths can be straightened only of denoiser.diffusion."
             "prediction=flow"
         )
+    _check_levels(teacher, recipe.distillation, run)
     latents = LatentCache(run / "latents")
     written_by = load_tokenizer(trained / "tokenizer", "cpu").latents_fingerprint()  # the teacher's may be rounded
     if latents.index["tokenizer"] != written_by:
@@ -98,17 +105,31 @@ def student_recipe(recipe: Recipe, run: Path) -> Recipe:
         start_from=str(run / "pipeline"),
         class_dropout=0.0,  # guidance is in what it learns
         images=0.0,
-        diffusion=replace(recipe.denoiser.diffusion, times=part.times),
+        diffusion=replace(recipe.denoiser.diffusion, times="uniform"),
         training=part.training,
     )
-    sampling = replace(recipe.sampling, scheduler=part.scheduler, steps=part.steps, guidance_scale=1.0)
+    sampling = replace(recipe.sampling, scheduler="euler", steps=part.steps, guidance_scale=1.0)
     return replace(recipe, name=f"{recipe.name}-student", denoiser=denoiser, sampling=sampling)
+
+
+def _check_levels(teacher: VQVDMPipeline, part: DistillationRecipe, run: Path) -> None:
+    """Raise `InputError` if the teacher's steps do not lead from each of the student's levels to the next."""
+    own: Any = teacher.objective.make_scheduler("euler")
+    set_steps(own, part.steps)
+    set_steps(teacher.scheduler, part.teacher_steps)
+    levels = torch.as_tensor(getattr(teacher.scheduler, "sigmas", ()))[:: part.teacher_steps // part.steps]
+    if levels.shape != own.sigmas.shape or (levels - own.sigmas).abs().max() > _LEVEL_TOLERANCE:
+        raise InputError(
+            f"{run} samples by {type(teacher.scheduler).__name__}, whose {part.teacher_steps} steps do not meet the "
+            f"levels of a student's {part.steps}; with dpm++, unipc or euler as its scheduler they do"
+        )
 
 
 def _write_pairs(recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, folder: Path) -> None:
     part = recipe.distillation
     facts: dict[str, Any] = {
         **{name: latents.index[name] for name in ("tokenizer", "classes", "latent_shape", "data", "clip_shape")},
+        "path": part.steps,
         "digest": _digest(teacher, part),
     }
     with torch.inference_mode():
@@ -135,14 +156,21 @@ def _digest(teacher: VQVDMPipeline, part: DistillationRecipe) -> str:
 def _maker(
     teacher: VQVDMPipeline, latents: LatentCache, part: DistillationRecipe
 ) -> Callable[[list[int]], dict[str, Tensor]]:
-    """Makes latents of noise for some entries, with the classes and frame rates of the training clips in turn."""
+    """Makes paths from noise for some entries, with the classes and frame rates of the training clips in turn."""
     teacher.set_progress_bar_config(disable=True)
-    classes = teacher.num_classes
+    classes, every = teacher.num_classes, part.teacher_steps // part.steps
 
     def make(entries: list[int]) -> dict[str, Tensor]:
         seeds = [seed_of(0, "pair", entry) for entry in entries]
         chosen = [entry % len(latents.fps) for entry in entries]
         labels, fps = latents.class_labels[chosen], latents.fps[chosen]
+        states: list[Tensor] = []
+
+        def keep(_: VQVDMPipeline, number: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            if (number + 1) % every == 0:
+                states.append(tensors["latents"].cpu())
+            return {}
+
         output: Any = teacher(
             class_labels=labels.tolist() if classes else None,
             fps=fps.tolist(),
@@ -150,9 +178,11 @@ def _maker(
             num_inference_steps=part.teacher_steps,
             guidance_scale=part.teacher_guidance,
             output_type="latent",
+            callback_on_step_end=keep,
         )
         return {
             "latents": output.frames.cpu(),
+            "path": torch.stack(states, dim=1)[:, :-1],
             "class_label": labels,
             "fps": fps,
             "seed": torch.tensor(seeds, dtype=torch.int64),
