@@ -18,6 +18,10 @@ from vqvdm.files import cache_folder
 from vqvdm.weights.folder import FILES
 
 torch.set_num_threads(1)  # tests run side by side
+if "VQVDM_TEST_GPU" not in os.environ:
+    # Tests compare with what a processor computes, and commands take a GPU where there is one, also those in a process
+    # of their own.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="session")
