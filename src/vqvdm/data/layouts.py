@@ -376,6 +376,8 @@ def _ucf101(path: Path, split: int) -> Listing:
     if split not in (0, 1, 2, 3):
         raise InputError(f"split {split}: UCF-101 has the lists 1, 2 and 3 (0 takes all videos)")
     entries = _read_lists(lists, split or 1)
+    if not entries:
+        raise InputError(f"{lists}: trainlist{split or 1:02d}.txt and testlist{split or 1:02d}.txt name no videos")
     wanted = {entry.split("/")[0].lower() for entry, _ in entries}
     candidates = [path, *(folder for folder in _subfolders(path) if folder != lists)]
     root = max(candidates, key=lambda folder: sum(sub.name.lower() in wanted for sub in _subfolders(folder)))
