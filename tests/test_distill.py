@@ -17,6 +17,7 @@ from vqvdm.latents import LatentCache, noise_of
 from vqvdm.loading import load_pipeline
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
+from vqvdm.request import doubts
 from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.denoiser import DenoiserStage, train_denoiser
 from vqvdm.train.distill import _check_levels, _digest, distil, student_recipe
@@ -69,6 +70,10 @@ def test_a_student_learns_what_its_teacher_makes_of_noise(teacher: Path, tmp_pat
     made.set_progress_bar_config(disable=True)
     assert (made.config["num_inference_steps"], made.config["guidance_scale"]) == (2, 1.0)
     assert made.config["about"]["class_dropout"] == 0
+    assert doubts(made, None, None) == doubts(made, None, 2) == doubts(load_pipeline(teacher), None, 3) == []
+    assert doubts(made, None, 3) == [
+        "the model is a student that learnt to sample in 2 steps; in 3 it makes worse videos"
+    ]
     assert made("left", output_type="latent").frames.isfinite().all()
 
     pairs, own, pipeline = LatentCache(student / "latents"), LatentCache(teacher / "latents"), load_pipeline(teacher)

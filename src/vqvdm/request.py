@@ -5,6 +5,7 @@ Nothing here needs the libraries of the networks, which take seconds to load: th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +38,23 @@ class Request:
     overlap: int = 8  # frames that each further window is given, at least
 
 
-def strange_rate(pipeline: VQVDMPipeline, fps: float | None) -> str | None:
-    """What to say of a frame rate far from all that the model was trained with; None if there is nothing to say.
+def doubts(pipeline: VQVDMPipeline, fps: float | None, steps: int | None) -> list[str]:
+    """What to say of a frame rate or a number of steps that the model has not learnt; None is the model's own.
 
     One that is none, such as 0, is left to those who refuse it.
     """
     about = pipeline.config["about"]
+    return [doubt for doubt in (_strange_rate(about, fps), _strange_steps(about, steps)) if doubt]
+
+
+def _strange_steps(about: Mapping[str, Any], steps: int | None) -> str | None:
+    learnt = about.get("learnt_steps")
+    if steps is None or steps < 1 or learnt in (None, steps):
+        return None
+    return f"the model is a student that learnt to sample in {learnt} steps; in {steps} it makes worse videos"
+
+
+def _strange_rate(about: Mapping[str, Any], fps: float | None) -> str | None:
     slowest, fastest = about.get("slowest_fps"), about.get("fastest_fps")
     if fps is None or fps <= 0 or not (isinstance(slowest, int | float) and isinstance(fastest, int | float)):
         return None

@@ -72,7 +72,7 @@ def build(studio: Studio) -> None:
                 elif not event:
                     yield {videos: "", state: html.status("Stopped.")}
                 else:
-                    words = _made(studio, len(event), settings.fps, time.perf_counter() - began)
+                    words = _made(studio, len(event), settings, time.perf_counter() - began)
                     yield {videos: html.grid(studio.gallery, event), state: html.status(words)}
         except InputError as error:
             yield {state: html.status(words_of(error)), videos: ""}
@@ -121,11 +121,11 @@ def _waiting(studio: Studio) -> str:
     return "Waiting for the model." if studio.is_loaded else "The model is being loaded."
 
 
-def _made(studio: Studio, number: int, fps: float, seconds: float) -> str:
+def _made(studio: Studio, number: int, settings: Settings, seconds: float) -> str:
     """What there is to say of finished videos."""
-    made, doubt = "1 video" if number == 1 else f"{number} videos", studio.maker.doubt(fps)
+    made = "1 video" if number == 1 else f"{number} videos"
     words = f"{made} in {seconds:.1f} seconds on this machine's {studio.maker.device}."
-    return f"{words} But {doubt}." if doubt else words
+    return " ".join([words, *(f"But {doubt}." for doubt in studio.maker.doubts(settings.fps, settings.steps))])
 
 
 def _form(model: Description) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from vqvdm.errors import InputError
 from vqvdm.generation import Order, generate_clips, make_orders, usual_batch
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.preparation import prepare
-from vqvdm.request import Request, provenance, strange_rate
+from vqvdm.request import Request, doubts, provenance
 from vqvdm.video import Video, to_video
 
 OVERLAP = 8  # frames that a window is given of the one before
@@ -69,9 +69,9 @@ class Maker:
         kind = self.pipeline.device.type
         return {"cpu": "processor", "cuda": "GPU", "mps": "GPU"}.get(kind, kind)
 
-    def doubt(self, fps: float) -> str | None:
-        """What to say of a strange frame rate."""
-        return strange_rate(self.pipeline, fps)
+    def doubts(self, fps: float, steps: int) -> list[str]:
+        """See `request.doubts`."""
+        return doubts(self.pipeline, fps, steps)
 
     def seconds(self, videos: int, frames: int, steps: int) -> float | None:
         """How long a sampling will take here; None before the first one has shown it."""

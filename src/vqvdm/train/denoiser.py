@@ -219,6 +219,7 @@ class DenoiserStage:
         rates = sorted(known or [float(dataset[index]["fps"]) for index in range(min(len(dataset), 64))])
         self.fps, self.rates = float(np.median(rates)), (rates[0], rates[-1])
         self.objective = Objective(**asdict(recipe.denoiser.diffusion))
+        self.learnt_steps = dataset.index.get("path") if isinstance(dataset, LatentCache) else None  # by a student
 
         arguments = {
             "num_classes": len(self.classes),
@@ -465,6 +466,7 @@ class DenoiserStage:
                 "slowest_fps": self.rates[0],
                 "fastest_fps": self.rates[1],
                 "steps": step,
+                **({"learnt_steps": self.learnt_steps} if self.learnt_steps else {}),
                 "seed": self.training.seed,
                 "ema_decay": self.training.ema_decay,
                 **({"class_dropout": self.recipe.denoiser.class_dropout} if self.num_classes else {}),

@@ -14,7 +14,7 @@ from vqvdm.generation import Order, compile_for, generate, make_orders, usual_ba
 from vqvdm.loading import load_pipeline, own_device, pick_dtype
 from vqvdm.preparation import prepare
 from vqvdm.processes import this_process
-from vqvdm.request import Request, provenance, strange_rate
+from vqvdm.request import Request, doubts, provenance
 from vqvdm.video import Video, enlarged, write_sheet, write_video
 
 logger = logger_of(__name__)
@@ -116,8 +116,8 @@ def main(
     before = {path.name for path in out.glob("*") if path.suffix in {f".{name}" for name in get_args(Format)}}
     before -= {"sheet.png"}
     call, arguments = prepare(pipeline, request)
-    if here.is_main_process and (doubt := strange_rate(pipeline, fps)):
-        logger.warning("--fps %g: %s", fps, doubt)
+    for doubt in doubts(pipeline, fps, steps) if here.is_main_process else ():
+        logger.warning("%s", doubt)
     facts = provenance(pipeline, model, request)
     shown: dict[str, Video] = {}
     rows = {order.file for order in orders[:_SHEET_ROWS]}
