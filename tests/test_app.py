@@ -169,6 +169,7 @@ def test_what_files_say_of_a_model_is_what_it_says_itself(pipeline, tmp_path):
     first = 1 if pipeline.tokenizer is None else pipeline.tokenizer.factors[0]
     assert found.step == first * pipeline.denoiser.factors[0]
     assert found.reconstructs == (pipeline.tokenizer is not None)
+    assert found.rates == ("8 to 16" if pipeline.config["about"].get("recipe") == "toy" else None)
     defaults = {name: getattr(found.defaults, name) for name in ("fps", "frames", "steps", "guidance")}
     config = pipeline.config
     assert defaults == {
@@ -188,6 +189,7 @@ def test_what_files_say_of_a_model_is_what_it_says_itself(pipeline, tmp_path):
         ("denoiser/config.json", "num_classes", 10**12),
         ("denoiser/config.json", "patch", 2),
         ("tokenizer/config.json", "strides", [[]]),
+        ("model_index.json", "about", []),
     ],
 )
 def test_a_model_with_strange_files_is_loaded_before_it_is_described(file, key, value, tmp_path):

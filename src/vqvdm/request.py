@@ -55,16 +55,21 @@ def _strange_steps(about: Mapping[str, Any], steps: int | None) -> str | None:
 
 
 def _strange_rate(about: Mapping[str, Any], fps: float | None) -> str | None:
-    slowest, fastest = about.get("slowest_fps"), about.get("fastest_fps")
-    if fps is None or fps <= 0 or not (isinstance(slowest, int | float) and isinstance(fastest, int | float)):
+    seen = learnt_rates(about)
+    if seen is None or fps is None or fps <= 0 or about["slowest_fps"] / _FAR <= fps <= about["fastest_fps"] * _FAR:
         return None
-    if slowest / _FAR <= fps <= fastest * _FAR:
-        return None
-    seen = f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
     return (
         f"the model was trained at {seen} frames per second and knows no motion at {fps:g}; "
         "a video made at a rate it knows can be played at any"
     )
+
+
+def learnt_rates(about: Mapping[str, Any]) -> str | None:
+    """The frame rates that a model was trained at, such as "8 to 16"; None if its facts do not say."""
+    slowest, fastest = about.get("slowest_fps"), about.get("fastest_fps")
+    if not (isinstance(slowest, int | float) and isinstance(fastest, int | float)):
+        return None
+    return f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
 
 
 def provenance(pipeline: VQVDMPipeline, model: str, request: Request) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vqvdm.app.settings import Settings
 from vqvdm.errors import InputError
+from vqvdm.request import learnt_rates
 from vqvdm.structure import parse_json
 
 _MOST_CLASSES = 10**6
@@ -27,6 +28,7 @@ class Description:
     step: int  # of what number of frames it makes multiples
     schedulers: tuple[str, ...]
     reconstructs: bool  # whether there is a tokenizer
+    rates: str | None  # frame rates that it was trained at, "8 to 16"; None if it does not say
     defaults: Settings
 
 
@@ -53,6 +55,7 @@ def of_configs(
         step=step,
         schedulers=_FLOW if pipeline["diffusion"]["prediction"] == "flow" else _DISCRETE,
         reconstructs=tokenizer is not None,
+        rates=learnt_rates(pipeline.get("about", {})),
         defaults=Settings(
             fps=float(pipeline["fps"]),
             frames=frames,

@@ -148,7 +148,15 @@ def _form(model: Description) -> dict[str, Any]:
     return {
         "classes": classes,
         "count": gr.Slider(1, min(MOST_VIDEOS, 16), 1, step=1, label="Videos of each", render=False),
-        "fps": gr.Slider(1, 60, default.fps, step=1, label="Frames per second", render=False),
+        "fps": gr.Slider(
+            1,
+            60,
+            default.fps,
+            step=1,
+            label="Frames per second",
+            info=model.rates and f"trained at {model.rates}",
+            render=False,
+        ),
         "frames": gr.Slider(
             model.step,
             8 * model.window,
