@@ -37,6 +37,9 @@ VIDEO_SUFFIXES = frozenset(
     | {".mpg", ".mpeg", ".wmv", ".3gp", ".flv", ".ogv", ".mts", ".m2ts"}
 )
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"})
+# Names and comments in old files are often not UTF-8; they must not keep the pictures from being read. From 19 on PyAV
+# sees to it by itself.
+_PERMISSIVE: dict[str, Any] = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "ignore"}
 FOLDER_FPS = 25.0  # frame folders carry no rate; 25 is what the public loaders of Sky Time-lapse assume
 
 MOST_PIXELS = 50_000_000  # of a frame; a file of a few kilobytes may claim to hold many more
@@ -246,8 +249,7 @@ def _open(path: _File) -> InputContainer:
         raise VideoError(path, "the file is empty")
     source = path if isinstance(path, FileSlice) else str(path)
     try:
-        # Names and comments in old files are often not UTF-8; they must not keep the pictures from being read.
-        container = cast(InputContainer, av.open(source, metadata_errors="ignore", options=options))
+        container = cast(InputContainer, av.open(source, options=options, **_PERMISSIVE))
     except (av.FFmpegError, OSError) as error:
         raise VideoError(path, f"not a readable video ({_reason(error)})") from error
     if not container.streams.video:
