@@ -36,7 +36,7 @@ row() {
         echo "| $python | $age | torch $torch | no CPU build to be had |"
         return
     fi
-    if ! "$place/bin/python" -m pip install --quiet -e ".[dev]" "torch==$torch" "${extra[@]}" >>"$log" 2>&1; then
+    if ! "$place/bin/python" -m pip install --quiet --prefer-binary -e ".[dev]" "torch==$torch" "${extra[@]}" >>"$log" 2>&1; then
         echo "| $python | $age | torch $torch | does not install, see $log |"
         return
     fi

@@ -93,6 +93,8 @@ FOUND: Sequence[tuple[str, bytes]] = (
     ("index", b"[" * 100_000),  # RecursionError
     ("latents", b"[" * 100_000),
     ("latents", b'{"classes": 1}'),
+    ("pickle", b"\x96\0\x95\x03\x1e\x01" + b"\0" * 10),  # MemoryError: room for a bytearray of 2**48 bytes
+    ("torch", b"\x80\x02\x96" + b"\0\0\0\0\x02\0\0\0" + b"."),  # seconds, and 8 GiB, of a bytearray
     ("package-index", b'{"files": [{}]}'),  # KeyError
     ("log", b"[" * 100_000),
     ("log", _states(loss=10**400)),  # OverflowError

@@ -47,7 +47,19 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
 }
 
 
-class _ArrayUnpickler(pickle._Unpickler):  # the one in Python: the other makes room for whatever number a pickle names
+def _refuse_bytearray(_: Any) -> None:
+    raise InputError("it holds a bytearray")
+
+
+class CautiousUnpickler(pickle._Unpickler):
+    """The unpickler in Python: the one in C makes room for whatever number a pickle names. This one does so for one
+    opcode alone, which neither arrays nor tensors need.
+    """
+
+    dispatch = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _refuse_bytearray}  # noqa: RUF012  pickle's own form
+
+
+class _ArrayUnpickler(CautiousUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
             return _KNOWN[module, name]

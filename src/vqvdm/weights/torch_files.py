@@ -7,7 +7,6 @@ Bytes are mapped, not copied, and a tensor that would reach beyond its bytes is 
 
 from __future__ import annotations
 
-import pickle
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vqvdm.errors import InputError
+from vqvdm.weights.pickles import CautiousUnpickler
 
 _LONGEST = 64 * 2**20  # bytes of the pickle, which holds names and shapes alone
 _ALIGNED = 8  # bytes of the widest number, at whose multiples torch lays each storage; another tool may not
@@ -94,7 +94,7 @@ def read_torch_zip(path: Path) -> Any:
         raise InputError(f"{path} is refused: {error}") from None
 
 
-class _Unpickler(pickle._Unpickler):  # the one in Python: the other makes room for whatever number a pickle names
+class _Unpickler(CautiousUnpickler):
     def __init__(self, content: bytes, storage: Callable[[str], Tensor]) -> None:
         super().__init__(BytesIO(content))
         self._storage = storage
