@@ -99,7 +99,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     found |= {name: list(found[name]) for name in ("classes", "latent_shape")}  # as they were: it is compared
     counts = {name: found[name] for name in ("videos", "windows", "shard_size")}
     if "path" in found:
-        counts["path"] = convert(int, found["path"], where, "path")
+        found["path"] = counts["path"] = convert(int, found["path"], where, "path")
     for name, count in {**counts, "latent_shape": min(found["latent_shape"])}.items():
         if count < 1:
             raise InputError(f"{where['']}: {name} is {found[name]}, but must be at least 1")

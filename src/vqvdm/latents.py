@@ -342,6 +342,10 @@ class LatentCache(Dataset):
         self._mapped: dict[int, dict[str, Tensor]] = {}  # what is large of each shard, read where it is used
         self._grids = tuple(name for name in GRIDS if name == "latents" or found.get(name))
         self._entries = self._read_entries()  # all but the latents, (n,) each
+        if ("seed" in self._entries) != ("path" in found):
+            raise InputError(
+                f"{self.folder} lacks the paths of its noise, as in older versions; distil into a new folder"
+            )
 
     @property
     def class_labels(self) -> Tensor:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import vqvdm
 from vqvdm.decode import Video
 from vqvdm.models import model_name
+from vqvdm.structure import is_finite
 
 if TYPE_CHECKING:
     from vqvdm.pipeline import VQVDMPipeline
@@ -67,7 +68,7 @@ def _strange_rate(about: Mapping[str, Any], fps: float | None) -> str | None:
 def learnt_rates(about: Mapping[str, Any]) -> str | None:
     """The frame rates that a model was trained at, such as "8 to 16"; None if its facts do not say."""
     slowest, fastest = about.get("slowest_fps"), about.get("fastest_fps")
-    if not (isinstance(slowest, int | float) and isinstance(fastest, int | float)):
+    if not (is_finite(slowest) and is_finite(fastest)):
         return None
     return f"{slowest:.4g}" if slowest == fastest else f"{slowest:.4g} to {fastest:.4g}"
 

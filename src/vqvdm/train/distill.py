@@ -3,7 +3,8 @@
 The teacher turns noise into latents, guided, in many steps. A copy of it then learns to go in one step of Euler's
 method where several of them lead ("progressive distillation": Salimans and Ho 2022, with a flow's velocity in the place
 of x0, and with all of the student's steps at once, in one round). Guidance is learnt along (Meng et al. 2022), so a
-step is one pass. To learn the whole way at once from every level ("reflow": Liu et al. 2022) was worse: docs/log.md.
+step is one pass. What it replaced, to learn the whole way at once from every level ("reflow": Liu et al. 2022), stands
+in docs/log.md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vqvdm.errors import InputError
 from vqvdm.files import whole_folder
 from vqvdm.generation import usual_batch
 from vqvdm.identity import own_settings
+from vqvdm.latent_index import read_index
 from vqvdm.latents import LatentCache, noise_of, write_pairs
 from vqvdm.loading import load_pipeline, load_tokenizer, pick_device, pick_dtype
 from vqvdm.lock import sole_writer
@@ -30,11 +32,11 @@ from vqvdm.models import find_pipeline
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.schedulers import set_steps
+from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.denoiser import train_denoiser
 from vqvdm.train.order import seed_of
 
-# dpm++ and its like begin at the last of the levels of training, a thousandth (before the shift) below pure noise.
-_LEVEL_TOLERANCE = 5e-3
+_LEVEL_TOLERANCE = 2e-3  # before the shift: dpm++ begins at the last level of training, a thousandth below pure noise
 
 
 def main(
@@ -78,8 +80,8 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
     teacher = load_pipeline(run, device, pick_dtype("auto", pick_device(device)))
     if teacher.objective.prediction != "flow":
         raise InputError(
-            f"{run} predicts {teacher.objective.prediction}; paths can be straightened only of denoiser.diffusion."
-            "prediction=flow"
+            f"{run} predicts {teacher.objective.prediction}; only models of denoiser.diffusion.prediction=flow can be "
+            "distilled"
         )
     _check_levels(teacher, recipe.distillation, run)
     latents = LatentCache(run / "latents")
@@ -91,6 +93,7 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
         )
     student.mkdir(parents=True, exist_ok=True)
     with sole_writer(student):
+        _check_student(student, recipe.distillation.steps)
         with whole_folder(student / "tokenizer") as folder:
             shutil.copytree(trained / "tokenizer", folder, dirs_exist_ok=True)  # with a decoder that was joined to it
         _write_pairs(recipe, teacher, latents, student / "latents")
@@ -113,15 +116,27 @@ def student_recipe(recipe: Recipe, run: Path) -> Recipe:
 
 
 def _check_levels(teacher: VQVDMPipeline, part: DistillationRecipe, run: Path) -> None:
-    """Raise `InputError` if the teacher's steps do not lead from each of the student's levels to the next."""
-    own: Any = teacher.objective.make_scheduler("euler")
-    set_steps(own, part.steps)
+    """Raise `InputError` if the teacher does not go, always alike, from each of the student's levels to the next."""
     set_steps(teacher.scheduler, part.teacher_steps)
-    levels = torch.as_tensor(getattr(teacher.scheduler, "sigmas", ()))[:: part.teacher_steps // part.steps]
-    if levels.shape != own.sigmas.shape or (levels - own.sigmas).abs().max() > _LEVEL_TOLERANCE:
+    sigmas = torch.as_tensor(getattr(teacher.scheduler, "sigmas", ()))[:: part.teacher_steps // part.steps]
+    shift = teacher.objective.shift
+    levels, even = sigmas / (shift - (shift - 1) * sigmas), torch.linspace(1, 0, part.steps + 1)
+    stochastic = str(teacher.scheduler.config.get("algorithm_type")).startswith("sde")
+    if stochastic or levels.shape != even.shape or (levels - even).abs().max() > _LEVEL_TOLERANCE:
         raise InputError(
             f"{run} samples by {type(teacher.scheduler).__name__}, whose {part.teacher_steps} steps do not meet the "
-            f"levels of a student's {part.steps}; with dpm++, unipc or euler as its scheduler they do"
+            f"levels of a student's {part.steps}, or not always in the same way; with dpm++, unipc or euler, as "
+            "sampling.scheduler names them, they do"
+        )
+
+
+def _check_student(student: Path, steps: int) -> None:
+    """Raise `InputError` if a student was trained there for other steps, or to go straight, as by older versions."""
+    found = read_index(student / "latents")
+    if found is not None and found.get("path") != steps and latest_checkpoint(student / "checkpoints" / "denoiser"):
+        learnt = f"{found['path']} steps" if "path" in found else "straight paths, as an older version taught them"
+        raise InputError(
+            f"{student} holds a student of {learnt}, not of {steps} steps; name another folder (--student)"
         )
 
 
