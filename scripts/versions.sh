@@ -9,7 +9,7 @@
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 folder=${1:-.venv-versions}
-: "${TORCH_INDEX:=https://download.pytorch.org/whl/cpu}" "${OLDEST:=2.6.0}" "${NEWEST:=2.13.0}" "${TESTS:=tests}"
+: "${TORCH_INDEX:=https://download.pytorch.org/whl/cpu}" "${OLDEST:=2.11.0}" "${NEWEST:=2.13.0}" "${TESTS:=tests}"
 mkdir -p "$folder"
 
 floors() { # name==version for each lower bound of the package's own dependencies, torch's aside

@@ -269,6 +269,8 @@ def test_a_transformer_block_begins_as_nothing_and_sees_the_whole_clip() -> None
 
 @torch.no_grad()
 def test_an_exported_network_takes_clips_of_any_length(denoiser, batch) -> None:
+    if torch.__version__ < "2.13" and not denoiser.config["transformer"]:
+        pytest.skip("torch before 2.13 finds the lengths of convolutions fixed")
     frames = torch.export.Dim("frames", min=3, max=64)  # two are computed in another way on a CPU (`layers.Conv3d`)
     traced = torch.export.export(
         denoiser, (torch.randn(4, 3, 4, 4, 6), *batch[1:]), dynamic_shapes=({2: frames}, None, None, None), strict=False

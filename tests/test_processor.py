@@ -40,6 +40,24 @@ def test_packed_is_plain(dtype, batch, kernel, stride, padding) -> None:
     torch.testing.assert_close(layer(x, plus=plus), expected + plus)
 
 
+@torch.no_grad()
+def test_a_size_that_torch_fails_at_is_computed_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, tried = Conv3d(8, 16, 3, padding=1), []
+
+    def fail(*_: object) -> None:
+        tried.append(1)
+        raise RuntimeError("could not create a memory")
+
+    with packed_weights():
+        layer(torch.randn(1, 8, 4, 6, 6))  # whether this torch can pack at all is known now
+        monkeypatch.setattr(processor, "_convolve", fail)
+        for height in (6, 6, 8):
+            x = torch.randn(1, 8, 4, height, 6)
+            torch.testing.assert_close(layer(x), plain(layer, x))
+    assert len(tried) == 2  # once at each size; the first one was packed before, and fails as well
+
+
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @torch.no_grad()
 def test_packed_linear_is_plain_and_follows_its_weight(dtype) -> None:

@@ -149,7 +149,7 @@ def test_all_layouts_give_the_same_tensors(layout, tensors, tmp_path):
     assert all(tensor.is_contiguous() for tensor in found.values())
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore:`torch.jit:FutureWarning")
 def test_torchscript(tensors, tmp_path):
     """StyleGAN-V's file is a compiled module; its state dict is in hassony2's layout."""
 

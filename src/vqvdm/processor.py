@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# (data pointer, version, shape of the input) and the packed weight of each layer; None outside of `packed_weights`.
-_Cache = dict[int, tuple[tuple[Any, ...], Tensor]]
+# (data pointer, version, shape of the input) and the packed weight of each layer, or None where it fails; None outside
+# of `packed_weights`.
+_Cache = dict[int, tuple[tuple[Any, ...], Tensor | None]]
 _packed: ContextVar[_Cache | None] = ContextVar("packed", default=None)
 
 
@@ -64,7 +65,13 @@ def packed_convolution(layer: nn.Conv3d, x: Tensor, plus: Tensor | None = None) 
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         return None
     weight = _packed_weight(layer, x, _pack_convolution)
-    return None if weight is None else _convolve(layer, x, weight, plus)
+    if weight is None:
+        return None
+    try:
+        return _convolve(layer, x, weight, plus)
+    except RuntimeError:  # torch 2.11 cannot at some sizes ("could not create a memory")
+        _leave_plain(layer)
+        return None
 
 
 def packed_linear(layer: nn.Linear, x: Tensor) -> Tensor | None:
@@ -86,6 +93,13 @@ def _packed_weight(layer: Any, x: Tensor, pack: Callable[[Any, torch.Size], Tens
     if id(layer) not in kept or kept[id(layer)][0] != state:
         kept[id(layer)] = state, pack(layer, x.shape)
     return kept[id(layer)][1]
+
+
+def _leave_plain(layer: Any) -> None:
+    """From now on the layer's plain computation, till its input has another size."""
+    kept = _packed.get()
+    if kept is not None:
+        kept[id(layer)] = kept[id(layer)][0], None
 
 
 def _pack_convolution(layer: nn.Conv3d, shape: torch.Size) -> Tensor:
