@@ -186,7 +186,7 @@ def _maker(
                 states.append(tensors["latents"].cpu())
             return {}
 
-        output: Any = teacher(
+        teacher(
             class_labels=labels.tolist() if classes else None,
             fps=fps.tolist(),
             latents=torch.stack([noise_of(seed, latents.latent_shape) for seed in seeds]),
@@ -196,7 +196,7 @@ def _maker(
             callback_on_step_end=keep,
         )
         return {
-            "latents": output.frames.cpu(),
+            "latents": states[-1],
             "path": torch.stack(states, dim=1)[:, :-1],
             "class_label": labels,
             "fps": fps,
