@@ -171,6 +171,19 @@ def test_killed_writer_leaves_no_part_under_a_shard_s_name(tmp_path):
     assert not list(tmp_path.glob(".*.part"))
 
 
+def test_a_shard_that_another_host_wrote_on_its_own_disk_is_missed(tmp_path, monkeypatch):
+    def elsewhere(folder, plan, todo, *_: object) -> dict[str, str]:
+        return {latents.shard_name(shard): "0" * 64 for shard in todo}
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vqvdm.latents._write_shards", elsewhere)
+        with pytest.raises(InputError, match=r"lacks shard-00000\.safetensors, .* all hosts must see the same run"):
+            write(tmp_path)
+    with pytest.raises(InputError, match="unfinished"):
+        LatentCache(tmp_path)
+    LatentCache(write(tmp_path))[0]
+
+
 def test_another_tokenizer_is_refused_and_replaced(tmp_path):
     first, second = tiny_tokenizer(0), tiny_tokenizer(1)
     write(tmp_path, tokenizer=first)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -183,8 +183,18 @@ def _write(
             sums = _write_shards(folder, plan, todo, make(batches), _DTYPES[index["dtype"]], bar)
     if here.num_processes > 1:
         sums = dict(pair for part in gather_object([sums]) for pair in part.items())
+    names = [shard_name(shard) for shard in range(plan.shards)]
+    absent: list[str] = []
     if here.is_main_process:
-        names = [shard_name(shard) for shard in range(plan.shards)]
+        seen = set(os.listdir(folder))  # asked anew, where one file's absence may be remembered by a network's disk
+        absent = [name for name in names if name not in seen]
+    if here.num_processes > 1:
+        (absent,) = broadcast_object_list([absent])
+    if absent:
+        raise InputError(
+            f"{folder} lacks {absent[0]}, written by another process: all hosts must see the same run folder"
+        )
+    if here.is_main_process:
         sums = {**sums_in(read_index(folder) or {}), **sums}  # what `_prepare` has compared, and what is new
         sums = {name: sums.get(name) or sha256_of(folder / name) for name in names}
         write_bytes(folder / INDEX, json.dumps({**index, "complete": True, "sha256": sums}, indent=2).encode())
