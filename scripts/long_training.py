@@ -63,12 +63,14 @@ def main() -> int:
         readings = watched([*command, str(asked.folder)], asked.folder, words[-1])
         if words == ["encode"]:
             continue
+        readings = [found for found in readings if found.update < asked.updates]  # while it still trains, that is
         slope = slope_of(readings)
         grew |= slope > asked.bound
         early, last = next(r for r in readings if r.update >= asked.updates / 10), readings[-1]
+        most = max(found.megabytes for found in readings)
         cells = [f"{r.megabytes:.0f} MB, {r.files} files, {r.threads} threads" for r in (early, last)]
-        rows.append([words[-1], str(asked.updates), *cells, f"{slope:+.1f} MB"])
-        head = ["stage", "updates", "after a tenth", "at the end", "slope in 10,000 updates"]
+        rows.append([words[-1], str(asked.updates), *cells, f"{most:.0f} MB", f"{slope:+.1f} MB"])
+        head = ["stage", "updates", "after a tenth", "at the end", "the most", "slope in 10,000 updates"]
         print(table(head, rows), flush=True)
     return int(grew)
 

@@ -66,7 +66,9 @@ def test_the_table_of_classes_counts_what_can_be_read(tmp_path, numbered, capsys
     (tmp_path / "train" / "y" / "bad.avi").write_text("no video")
     (tmp_path / "train" / "z" / "d.avi").write_text("no video")
     assert check(str(tmp_path)) == 1
-    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    out = capsys.readouterr().out
+    assert sum(map(int, re.findall(r"(?:train|test) (\d+)", _lines(out)["videos"]))) == 3
+    rows = [line.split() for line in out.splitlines()]
     assert ["id", "class", "train", "test", "bad"] in rows
     table = [row for row in rows if row and row[0] in "012"]
     assert [[row[1], int(row[2]) + int(row[3]), row[4]] for row in table] == [

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -67,11 +68,11 @@ def check(
 def _summary(listing: Listing, index: Mapping[str, Entry], too_short: str) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     infos = [entry.info for entry in index.values() if entry.info is not None]
-    counts = ", ".join(f"{name} {len(listing.of_split(name))}" for name in ("train", "test"))
+    train, test = (_readable(listing, index, split).total() for split in ("train", "test"))
     rows = [
         ("folder", str(listing.root)),
         ("layout", listing.layout),
-        ("videos", f"{len(listing.samples)} ({counts}); {len(index) - len(infos)} bad"),
+        ("videos", f"{len(listing.samples)} (train {train}, test {test}); {len(index) - len(infos)} bad"),
         ("split", listing.split_source),
         ("classes", str(len(listing.classes)) if listing.classes else "none (unlabelled)"),
     ]
@@ -97,6 +98,11 @@ def _summary(listing: Listing, index: Mapping[str, Entry], too_short: str) -> Ta
     for name, value in rows:
         table.add_row(f"[bold]{name}[/bold]", shown(value))
     return table
+
+
+def _readable(listing: Listing, index: Mapping[str, Entry], split: Literal["train", "test"]) -> Counter[str | None]:
+    """How many videos of each class a split has that can be read."""
+    return Counter(sample.label for sample in listing.of_split(split) if index[sample.path].info is not None)
 
 
 def _has_no_rate(listing: Listing, path: str) -> bool:
@@ -140,12 +146,8 @@ def _too_short(listing: Listing, index: Mapping[str, Entry], timing: ClipTiming)
 def _classes(listing: Listing, index: Mapping[str, Entry]) -> Table:
     """Videos of each class that can be read, and those that cannot."""
     table = Table("id", "class", "train", "test", box=None, pad_edge=False, header_style="bold")
-    readable = {path for path, entry in index.items() if entry.info is not None}
-    train, test = (
-        Counter(sample.label for sample in listing.of_split(name) if sample.path in readable)
-        for name in ("train", "test")
-    )
-    bad = Counter(sample.label for sample in listing.samples if sample.path not in readable)
+    train, test = (_readable(listing, index, split) for split in ("train", "test"))
+    bad = Counter(sample.label for sample in listing.samples if index[sample.path].info is None)
     if bad:
         table.add_column("bad")
     empty = 0
