@@ -138,6 +138,31 @@ def test_a_short_chaos_changes_nothing(tmp_path: Path) -> None:
         assert sum(map(int, disturbances)) >= 8 and int(ended) >= 1 and differed == "nothing"
 
 
+@pytest.mark.slow
+def test_a_student_is_taught_and_scored_and_goes_on(
+    commands: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    small = ["data.toy_clips=8", "data.workers=0", "distillation.pairs=4"]
+    training = ["steps=2", "batch=2", "sample_every=2", "checkpoint_every=2", "precision=float32"]
+    words = [*small, *(f"distillation.training.{word}" for word in training), "--clips", "8", "--seeds", "3"]
+    monkeypatch.setattr(sys, "argv", ["student.py", "run", *words])
+    student = script("student")
+    student.main()
+    report = commands / "run-student" / "scores.json"
+    made = json.loads(report.read_text())
+    names = [
+        f"{name}, seed 3" for name in ("teacher, 8 steps", "teacher, 4 steps", "student, 4 steps", "student, 2 steps")
+    ]
+    assert list(made["rows"]) == names
+    assert len({row["fvd"] for row in made["rows"].values()}) == 4
+
+    made["rows"][names[0]]["fvd"] = -1.0  # what was scored is taken from there
+    report.write_text(json.dumps(made))
+    student.main()
+    assert f"| {names[0]} | -1 |" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("path", sorted((SCRIPTS / "tables").iterdir()), ids=lambda path: path.stem)
 def test_every_row_of_a_table_is_a_recipe(path: Path) -> None:
     compare = script("compare")
