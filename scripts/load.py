@@ -458,6 +458,8 @@ def report(tally: Tally, took: float, looks: Sequence[Look], growth: float) -> t
     clips, memory = [look.clips for look in after], [look.memory for look in after]
     slope = 1000 * float(np.polyfit(clips, memory, 1)[0]) if len(set(clips)) > 2 else 0.0
     words["MiB at the start, warm, at the end"] = f"{first.memory:.0f}, {warm.memory:.0f}, {last.memory:.0f}"
+    sixths = looks[:: max(len(looks) // 6, 1)]
+    words["at each sixth of the time"] = ", ".join(f"{look.memory:.0f}" for look in sixths)
     words["MiB per 1,000 clips, once warm"] = f"{slope:.1f}"
     words["open files at the start, at the end"] = f"{first.files}, {last.files}"
     words["threads at the start, at the end"] = f"{first.threads}, {last.threads}"

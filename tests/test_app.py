@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import threading
+import weakref
 import zipfile
 from concurrent.futures import Future
 
@@ -288,6 +289,17 @@ def test_gallery_packs_videos_of_one_name_apart(gallery):
     with zipfile.ZipFile(io.BytesIO(gallery.archive(tokens, "gif"))) as archive:
         assert archive.namelist() == ["up-00.gif", "up-00-1.gif", "sheet.png"]
         assert archive.testzip() is None
+
+
+def test_what_the_gallery_keeps_is_on_the_disk_and_not_in_memory():
+    video = noise()
+    alive = weakref.ref(video)
+    with Gallery() as gallery:
+        token, copied = gallery.add(Item(video, 8.0, "up-00", {"seed": 1})), video.copy()
+        del video
+        assert alive() is None
+        item = gallery.get(token)
+        assert np.array_equal(item.video, copied) and (item.fps, item.name, item.facts) == (8.0, "up-00", {"seed": 1})
 
 
 def test_gallery_lets_the_oldest_go():

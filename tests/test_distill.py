@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +234,16 @@ def test_a_teacher_of_other_latents_is_refused_before_anything_is_written(teache
     index.write_text(index.read_text().replace(LatentCache(run / "latents").index["tokenizer"], "0" * 16))
     with pytest.raises(InputError, match=r"has another tokenizer than .*latents.*vqvdm train denoiser '.*my run'"):
         distil(recipe_of_teacher(), run, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
+
+
+def test_latents_of_other_clips_are_refused_before_anything_is_written(teacher: Path, tmp_path: Path) -> None:
+    recipe, run = recipe_of_teacher(), shutil.copytree(teacher, tmp_path / "teacher")
+    index = json.loads((run / "latents" / "index.json").read_text())
+    index["data"] = {"toy_clips": recipe.data.toy_clips + 1}
+    (run / "latents" / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"data\.toy_clips \d+ there, \d+ asked for.* vqvdm encode .*teacher"):
+        distil(recipe, run, tmp_path / "student")
     assert not (tmp_path / "student").exists()
 
 

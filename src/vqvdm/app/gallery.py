@@ -9,9 +9,11 @@ import threading
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vqvdm.errors import InputError
 from vqvdm.files import write_bytes
@@ -25,7 +27,7 @@ MEDIA_TYPES = {
     "png": "image/png",
     "zip": "application/zip",
 }
-_MOST = 512 * 2**20  # bytes of videos that are kept
+_MOST = 512 * 2**20  # bytes of videos that are kept, on the disk
 _SIDE = 256  # pixels up to which files are enlarged, since players blur what is small
 
 
@@ -48,12 +50,13 @@ def write_item(path: Path, item: Item, form: str) -> None:
 class Gallery:
     """Items by token, the oldest of which make room for new ones. Safe for threads.
 
-    Use it as a context manager, or `close` it: its files lie in a temporary folder.
+    Use it as a context manager, or `close` it: its files, the videos among them, lie in a temporary folder, so that a
+    page that runs for days needs no more memory than a new one.
     """
 
     def __init__(self, most: int = _MOST) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="vqvdm-app-")
-        self._items: OrderedDict[str, Item] = OrderedDict()
+        self._items: OrderedDict[str, tuple[Item, int]] = OrderedDict()  # without their videos, and the bytes of these
         self._most, self._bytes, self._lock = most, 0, threading.Lock()
 
     def __enter__(self) -> Gallery:
@@ -71,16 +74,23 @@ class Gallery:
         return len(self._items)
 
     def add(self, item: Item) -> str:
-        """Keep an item; return its token."""
+        """Keep an item; return its token.
+
+        Raises:
+            InputError: the disk has no room.
+        """
         token = secrets.token_urlsafe(12)
+        path = self._path(token)
+        try:
+            np.save(path, item.video)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
         with self._lock:
-            self._items[token] = item
+            self._items[token] = replace(item, video=item.video[:0].copy()), item.video.nbytes
             self._bytes += item.video.nbytes
             while self._bytes > self._most and len(self._items) > 1:
-                old, gone = self._items.popitem(last=False)
-                self._bytes -= gone.video.nbytes
-                for path in Path(self._folder.name).glob(f"{old}.*"):
-                    path.unlink(missing_ok=True)
+                self._forget(next(iter(self._items)))
         return token
 
     def get(self, token: str) -> Item:
@@ -92,7 +102,7 @@ class Gallery:
         with self._lock:
             if token not in self._items:
                 raise InputError("this video is no longer kept; make it again with its settings")
-            return self._items[token]
+            return replace(self._items[token][0], video=np.load(self._path(token)))
 
     def take(self, token: str) -> Item:
         """The item of a token, which is kept no longer.
@@ -102,9 +112,18 @@ class Gallery:
         """
         item = self.get(token)
         with self._lock:
-            if self._items.pop(token, None) is not None:
-                self._bytes -= item.video.nbytes
+            if token in self._items:
+                self._forget(token)
         return item
+
+    def _path(self, token: str, form: str = "npy") -> Path:
+        return Path(self._folder.name) / f"{token}.{form}"
+
+    def _forget(self, token: str) -> None:
+        _, size = self._items.pop(token)
+        self._bytes -= size
+        for form in ("npy", *FORMATS):
+            self._path(token, form).unlink(missing_ok=True)
 
     def file(self, token: str, form: str) -> Path:
         """The item as a file of one of `video.FORMATS`, written at the first call.
@@ -112,12 +131,11 @@ class Gallery:
         Raises:
             InputError: no such item, or no such format.
         """
-        item = self.get(token)
         if form not in FORMATS:
             raise InputError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
-        path = Path(self._folder.name) / f"{token}.{form}"
+        path = self._path(token, form)
         if not path.exists():
-            write_item(path, item, form)
+            write_item(path, self.get(token), form)
         return path
 
     def archive(self, tokens: Sequence[str], form: str) -> bytes:

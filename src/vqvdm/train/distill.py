@@ -33,7 +33,7 @@ from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.schedulers import set_steps
 from vqvdm.train.checkpoint import latest_checkpoint
-from vqvdm.train.denoiser import train_denoiser
+from vqvdm.train.denoiser import check_data, train_denoiser
 from vqvdm.train.order import seed_of
 
 _LEVEL_TOLERANCE = 2e-3  # before the shift: dpm++ begins at the last level of training, a thousandth below pure noise
@@ -68,8 +68,8 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
         device: on which the teacher samples.
 
     Raises:
-        InputError: the run lacks something, its model predicts no flow, its scheduler walks other levels, or `student`
-            is the run itself.
+        InputError: the run lacks something, its latents are of other clips, its model predicts no flow, its scheduler
+            walks other levels, or `student` is the run itself.
     """
     recipe.check()
     if student.resolve() == run.resolve():
@@ -91,6 +91,7 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
             f"{run}/pipeline has another tokenizer than {run}/latents were written by: train its denoiser on these "
             f"(vqvdm train denoiser {shlex.quote(str(run))}), then distil"
         )
+    check_data(recipe, latents)  # as the student's training does, after all pairs
     student.mkdir(parents=True, exist_ok=True)
     with sole_writer(student):
         _check_student(student, recipe.distillation.steps)
