@@ -27,7 +27,7 @@ from vqvdm.video import read_video, write_video
 pytest.importorskip("gradio", reason="the page needs gradio: pip install 'vqvdm[app]'")
 
 from vqvdm.app.gallery import Gallery
-from vqvdm.app.server import Server, _not_cut_off
+from vqvdm.app.server import Server, _listening, _not_cut_off
 
 pytestmark = [
     pytest.mark.slow,
@@ -348,6 +348,11 @@ def test_what_is_cut_off_at_the_end_is_no_error_but_others_are():
     assert not _not_cut_off(record("Cancel 1 running task(s), timeout graceful shutdown exceeded"))
     assert _not_cut_off(record("Exception in ASGI application", ValueError()))
     assert _not_cut_off(record("the address is taken"))
+
+
+def test_who_comes_before_the_page_is_up_waits_and_is_not_refused():
+    with _listening("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=10):
+        pass
 
 
 def test_a_taken_port_is_named():

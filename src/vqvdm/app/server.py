@@ -169,15 +169,16 @@ def _listening(host: str, port: int | None) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     problem: str | None = None
     tried = range(7860, 7860 + _PORTS) if port is None else [port]
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        for number in tried:
+    for number in tried:
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((host, number))
+                listener.listen()  # who knows the address and comes before the page is up waits, and is not refused
             except OSError as error:
                 problem = error.strerror
                 continue
             yield listener
             return
-        first = tried[0] if len(tried) == 1 else f"{tried[0]} to {tried[-1]}"
-        raise InputError(f"cannot listen on {host}, port {first}: {problem}; name another with --host or --port")
+    first = tried[0] if len(tried) == 1 else f"{tried[0]} to {tried[-1]}"
+    raise InputError(f"cannot listen on {host}, port {first}: {problem}; name another with --host or --port")
