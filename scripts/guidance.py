@@ -44,17 +44,10 @@ def main() -> None:
     pipeline = load_pipeline(asked.model, str(device), pick_dtype("auto", device))
     options = Options(clips=asked.clips, split=asked.split, seed=asked.seed)
     scorer = SamplesScorer(asked.model, pipeline, None, asked.reference, options, asked.clips)
-    rows: dict[str, dict[str, float]] = {}
     settings = ("model", "reference", "split", "clips", "seed", "steps", "weaker")
     words = {name: value for name, value in vars(asked).items() if name in settings}
     words |= {"fingerprint": pipeline.fingerprint(), "dtype": str(pipeline.dtype)}
-    if asked.report and asked.report.exists():
-        before = json.loads(asked.report.read_text(encoding="utf-8"))
-        if before["of"] != words:
-            sys.exit(
-                f"{asked.report} holds rows of {before['of']}, not of {words}: name another --report, or delete it"
-            )
-        rows = before["rows"]
+    rows = rows_in(asked.report, words)
     weaker = load_pipeline(asked.weaker, str(device), pipeline.dtype).denoiser if asked.weaker else None
     for name, arguments in variants(asked, weaker).items():
         if name not in rows:
@@ -63,6 +56,16 @@ def main() -> None:
         if asked.report:
             write_text(asked.report, json.dumps({"of": words, "rows": rows}, indent=1))
         print(as_table(rows), flush=True)
+
+
+def rows_in(report: Path | None, of: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The rows that a report holds, if they are of the same as those to be made; ends the script otherwise."""
+    if report is None or not report.exists():
+        return {}
+    before = json.loads(report.read_text(encoding="utf-8"))
+    if before["of"] != of:
+        sys.exit(f"{report} holds rows of {before['of']}, not of {of}: move or delete it, or name another one")
+    return before["rows"]
 
 
 def variants(asked: Any, weaker: VideoDenoiser | None = None) -> dict[str, dict[str, Any]]:

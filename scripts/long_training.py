@@ -5,8 +5,9 @@ scripts/long_training.py --updates 20000 --folder runs/long
 
 Both stages of scripts/chaos.py's recipe, with samples, checkpoints and exports on the way, and a loader process. The
 resident memory of the training and its children, its open files and its threads are read every two seconds; one line a
-stage says what they were after a tenth of the updates and at the end, and the slope of the memory in between. The exit
-status is 1 if it grew by more than --bound megabytes in ten thousand updates.
+stage says what they were after a tenth of the updates and before the last of them, the most memory that was seen, also
+while the last samples and the export are written, and the slope of the memory while it trains. The exit status is 1 if
+it grew by more than --bound megabytes in ten thousand updates.
 """
 
 from __future__ import annotations
@@ -63,11 +64,13 @@ def main() -> int:
         readings = watched([*command, str(asked.folder)], asked.folder, words[-1])
         if words == ["encode"]:
             continue
+        most = max(found.megabytes for found in readings)
         readings = [found for found in readings if found.update < asked.updates]  # while it still trains, that is
+        if len(readings) < 10:
+            sys.exit(f"{len(readings)} readings of {words[-1]}'s training are too few; ask for more --updates")
         slope = slope_of(readings)
         grew |= slope > asked.bound
         early, last = next(r for r in readings if r.update >= asked.updates / 10), readings[-1]
-        most = max(found.megabytes for found in readings)
         cells = [f"{r.megabytes:.0f} MB, {r.files} files, {r.threads} threads" for r in (early, last)]
         rows.append([words[-1], str(asked.updates), *cells, f"{most:.0f} MB", f"{slope:+.1f} MB"])
         head = ["stage", "updates", "after a tenth", "at the end", "the most", "slope in 10,000 updates"]

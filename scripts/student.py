@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Teach the toy world's model a student of few steps, and score both: the table of students in docs/results.md.
+"""Teach the toy world's model a student of few steps, and score both, for docs/results.md's table of students.
 
-scripts/student.py runs/toy distillation.pairs=65536 distillation.training.steps=12000 --clips 512 --seeds 0,1
+scripts/student.py runs/bundled distillation.pairs=65536 distillation.training.steps=12000 --clips 512 --seeds 0,1
 
-Where the run folder holds no pipeline, the model that comes with the package is put there; where it holds no latents,
-toy clips are encoded, whose classes, rates and given frames the student is shown. Then as `vqvdm distill` does it, and
-four rows a seed: the teacher, the teacher in the student's steps, and the student in its own and in half of them. The
-same command goes on where it was interrupted; rows in the student's scores.json are not made again.
+Into a folder that is not there yet goes the model that comes with the package, with the recipe `toy`; a run's own model
+is taken as it is, by its own recipe. Then clips are encoded, of which the student is shown classes, rates and given
+frames, and all goes as `vqvdm distill` does it. Four rows a seed: the teacher, the teacher in the student's steps, and
+the student in its own and in half of them. The same command goes on where it was interrupted; rows in the student's
+scores.json are not made again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import torch
-from guidance import COLUMNS
+from guidance import COLUMNS, rows_in
 
 from vqvdm.evaluation.report import table
 from vqvdm.files import whole_folder, write_text
@@ -32,28 +33,26 @@ def main() -> None:
     """Distil, score and tabulate."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("run", type=Path, help="the teacher's folder; beside it the student's is made, with -student")
-    parser.add_argument("overrides", nargs="*", help="changes of the recipe `toy` as key=value")
+    parser.add_argument("overrides", nargs="*", help="changes of the recipe as key=value")
     parser.add_argument("--clips", type=int, default=512)
     parser.add_argument("--seeds", default="0,1", help="of what is generated, and of the real clips")
     parser.add_argument("--reference", default="toy", help="as in `vqvdm evaluate samples`")
     asked = parser.parse_args()
 
-    recipe, run = Recipe.load("toy", asked.overrides), asked.run
-    if not (run / "pipeline").exists():
-        put_bundled(run)
-        recipe.save(run / "recipe.yaml")
-    if not (run / "latents").exists():
-        encode(recipe, run)
+    run = asked.run
+    if not run.exists():
+        with whole_folder(run) as folder:
+            put_bundled(folder)
+    recipe = Recipe.load(run, asked.overrides)
+    encode(recipe, run)  # as far as that was not done
     student = run.with_name(f"{run.name}-student")
     distil(recipe, run, student)
 
     teacher, pupil = load(run), load(student)
     report, steps = student / "scores.json", recipe.distillation.steps
-    of = {"clips": asked.clips, "reference": asked.reference, "models": [teacher.fingerprint(), pupil.fingerprint()]}
-    rows: dict[str, dict[str, float]] = {}
-    if report.exists():
-        before = json.loads(report.read_text(encoding="utf-8"))
-        rows = before["rows"] if before["of"] == of else {}
+    of = {"clips": asked.clips, "reference": asked.reference, "dtype": str(teacher.dtype)}
+    of |= {"models": [teacher.fingerprint(), pupil.fingerprint()]}
+    rows = rows_in(report, of)
     for seed in map(int, asked.seeds.split(",")):
         options = Options(clips=asked.clips, split="train", seed=seed)
         # One pipeline takes the networks by turns, so that the real clips are measured once.
@@ -78,11 +77,11 @@ def main() -> None:
 
 
 def put_bundled(run: Path) -> None:
-    """The model that comes with the package as a run's tokenizer and pipeline, in single precision."""
+    """The model that comes with the package as a run, in single precision."""
     pipeline = load_pipeline("toy", "cpu", torch.float32)
-    for part, made in (("tokenizer", pipeline.tokenizer), ("pipeline", pipeline)):
-        with whole_folder(run / part) as folder:
-            made.save_pretrained(folder)
+    pipeline.tokenizer.save_pretrained(run / "tokenizer")
+    pipeline.save_pretrained(run / "pipeline")
+    Recipe.load("toy").save(run / "recipe.yaml")
 
 
 def load(folder: Path) -> VQVDMPipeline:

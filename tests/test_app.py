@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
 import weakref
 import zipfile
 from concurrent.futures import Future
+from pathlib import Path
 
 import av
 import numpy as np
@@ -300,6 +303,36 @@ def test_what_the_gallery_keeps_is_on_the_disk_and_not_in_memory():
         assert alive() is None
         item = gallery.get(token)
         assert np.array_equal(item.video, copied) and (item.fps, item.name, item.facts) == (8.0, "up-00", {"seed": 1})
+        for path in Path(gallery.file(token, "gif")).parent.glob("*.npy"):
+            path.unlink()  # as those do who clean temporary folders
+        with pytest.raises(InputError, match="no longer kept"):
+            gallery.get(token)
+
+
+def test_a_file_whose_video_makes_room_meanwhile_does_not_stay(monkeypatch):
+    with Gallery(most=noise().nbytes) as gallery:
+        token = gallery.add(Item(noise(), 8.0, "old"))
+
+        def slow(path: Path, item: Item, form: str) -> None:
+            path.write_bytes(b"a video")
+            gallery.add(Item(noise(), 8.0, "new"))
+
+        monkeypatch.setattr("vqvdm.app.gallery.write_item", slow)
+        with pytest.raises(InputError, match="no longer kept"):
+            gallery.file(token, "gif")
+        assert not gallery._path(token, "gif").exists()
+
+
+def test_a_full_disk_names_no_folder_of_this_machine(monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with Gallery() as gallery:
+        with pytest.raises(InputError) as error:
+            gallery.add(Item(noise(), 8.0, "up-00"))
+        assert str(error.value) == "the video cannot be kept: No space left on device"
+        assert len(gallery) == 0
 
 
 def test_gallery_lets_the_oldest_go():

@@ -355,6 +355,11 @@ def test_who_comes_before_the_page_is_up_waits_and_is_not_refused():
         pass
 
 
+def test_two_pages_begun_at_once_take_two_ports():
+    with _listening("127.0.0.1", None) as one, _listening("127.0.0.1", None) as other:
+        assert one.getsockname() != other.getsockname()
+
+
 def test_a_taken_port_is_named():
     with socket.socket() as other, Gallery() as gallery:
         other.bind(("127.0.0.1", 0))

@@ -177,7 +177,7 @@ def test_a_shard_that_another_host_wrote_on_its_own_disk_is_missed(tmp_path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr("vqvdm.latents._write_shards", elsewhere)
-        with pytest.raises(InputError, match=r"lacks shard-00000\.safetensors, .* all hosts must see the same run"):
+        with pytest.raises(InputError, match=r"lacks shard-00000\.safetensors, .* All hosts must see the same one"):
             write(tmp_path)
     with pytest.raises(InputError, match="unfinished"):
         LatentCache(tmp_path)

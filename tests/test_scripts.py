@@ -148,6 +148,14 @@ def test_a_student_is_taught_and_scored_and_goes_on(
     words = [*small, *(f"distillation.training.{word}" for word in training), "--clips", "8", "--seeds", "3"]
     monkeypatch.setattr(sys, "argv", ["student.py", "run", *words])
     student = script("student")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vqvdm.latents._write_shards", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            student.main()
     student.main()
     report = commands / "run-student" / "scores.json"
     made = json.loads(report.read_text())

@@ -67,10 +67,12 @@ def test_the_table_of_classes_counts_what_can_be_read(tmp_path, numbered, capsys
     (tmp_path / "train" / "z" / "d.avi").write_text("no video")
     assert check(str(tmp_path)) == 1
     out = capsys.readouterr().out
-    assert sum(map(int, re.findall(r"(?:train|test) (\d+)", _lines(out)["videos"]))) == 3
+    found = re.fullmatch(r"5 \(train (\d+), test (\d+)\); 2 bad", _lines(out)["videos"])
+    assert found is not None
     rows = [line.split() for line in out.splitlines()]
     assert ["id", "class", "train", "test", "bad"] in rows
     table = [row for row in rows if row and row[0] in "012"]
+    assert [sum(int(row[column]) for row in table) for column in (2, 3)] == [int(found[1]), int(found[2])]
     assert [[row[1], int(row[2]) + int(row[3]), row[4]] for row in table] == [
         ["x", 2, "0"],
         ["y", 1, "1"],

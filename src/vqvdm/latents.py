@@ -192,7 +192,8 @@ def _write(
         (absent,) = broadcast_object_list([absent])
     if absent:
         raise InputError(
-            f"{folder} lacks {absent[0]}, written by another process: all hosts must see the same run folder"
+            f"{folder} lacks {absent[0]}, which was written: it was deleted, or a host has a run folder of its own. "
+            "All hosts must see the same one"
         )
     if here.is_main_process:
         sums = {**sums_in(read_index(folder) or {}), **sums}  # what `_prepare` has compared, and what is new

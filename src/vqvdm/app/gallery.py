@@ -28,6 +28,7 @@ MEDIA_TYPES = {
     "zip": "application/zip",
 }
 _MOST = 512 * 2**20  # bytes of videos that are kept, on the disk
+_GONE = "this video is no longer kept; make it again with its settings"
 _SIDE = 256  # pixels up to which files are enlarged, since players blur what is small
 
 
@@ -51,11 +52,11 @@ class Gallery:
     """Items by token, the oldest of which make room for new ones. Safe for threads.
 
     Use it as a context manager, or `close` it: its files, the videos among them, lie in a temporary folder, so that a
-    page that runs for days needs no more memory than a new one.
+    page that runs for days needs no more memory than a new one. (Where that folder is memory, TMPDIR names another.)
     """
 
     def __init__(self, most: int = _MOST) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="vqvdm-app-")
+        self._folder = tempfile.TemporaryDirectory(prefix="vqvdm-app-", ignore_cleanup_errors=True)
         self._items: OrderedDict[str, tuple[Item, int]] = OrderedDict()  # without their videos, and the bytes of these
         self._most, self._bytes, self._lock = most, 0, threading.Lock()
 
@@ -85,7 +86,7 @@ class Gallery:
             np.save(path, item.video)
         except OSError as error:
             path.unlink(missing_ok=True)
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise InputError(f"the video cannot be kept: {error.strerror or error}") from error
         with self._lock:
             self._items[token] = replace(item, video=item.video[:0].copy()), item.video.nbytes
             self._bytes += item.video.nbytes
@@ -94,15 +95,16 @@ class Gallery:
         return token
 
     def get(self, token: str) -> Item:
-        """The item of a token.
+        """The item of a token, whose video is read as far as it is looked at.
 
         Raises:
             InputError: it has made room for newer ones, or never was.
         """
-        with self._lock:
-            if token not in self._items:
-                raise InputError("this video is no longer kept; make it again with its settings")
-            return replace(self._items[token][0], video=np.load(self._path(token)))
+        item = self._known(token)
+        try:
+            return replace(item, video=np.load(self._path(token), mmap_mode="c"))
+        except (OSError, ValueError) as error:  # gone meanwhile, or with all old files of the temporary folder
+            raise InputError(_GONE) from error
 
     def take(self, token: str) -> Item:
         """The item of a token, which is kept no longer.
@@ -115,6 +117,13 @@ class Gallery:
             if token in self._items:
                 self._forget(token)
         return item
+
+    def _known(self, token: str) -> Item:
+        """The item without its video."""
+        with self._lock:
+            if token not in self._items:
+                raise InputError(_GONE)
+            return self._items[token][0]
 
     def _path(self, token: str, form: str = "npy") -> Path:
         return Path(self._folder.name) / f"{token}.{form}"
@@ -133,9 +142,15 @@ class Gallery:
         """
         if form not in FORMATS:
             raise InputError(f"unknown format {form!r}; there are {', '.join(FORMATS)}")
+        self._known(token)
         path = self._path(token, form)
         if not path.exists():
             write_item(path, self.get(token), form)
+            try:
+                self._known(token)
+            except InputError:
+                path.unlink(missing_ok=True)
+                raise
         return path
 
     def archive(self, tokens: Sequence[str], form: str) -> bytes:

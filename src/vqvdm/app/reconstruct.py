@@ -59,7 +59,8 @@ def _shown(studio: Studio, clip: Callable[[], tuple[Video, float]]) -> str:
     cards = []
     for words, part in _SHOWN:
         video = getattr(found, part)
-        token = studio.gallery.add(Item(video, found.fps, part, {"generator": studio.generator, "content": words}))
+        with mistakes_shown():
+            token = studio.gallery.add(Item(video, found.fps, part, {"generator": studio.generator, "content": words}))
         cards.append(
             f'<figure class="video">{html.player(f"media/{token}.mp4", words, video)}'
             f"<figcaption><b>{words}</b></figcaption></figure>"

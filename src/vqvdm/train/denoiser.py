@@ -129,8 +129,7 @@ def _open_data(recipe: Recipe, run: Path, tokenizer: VideoTokenizer | None, prog
     if tokenizer is None:
         return open_dataset(recipe.data, "train", progress=progress)
     latents = open_latents(run, tokenizer)
-    check_data(recipe, latents)
-    _check_size(recipe, tokenizer, latents)
+    check_latents(recipe, tokenizer, latents)
     return latents
 
 
@@ -157,7 +156,13 @@ def open_latents(run: Path, tokenizer: VideoTokenizer) -> LatentCache:
         raise InputError(f"{error}: vqvdm encode {shlex.quote(str(run))}") from error
 
 
-def check_data(recipe: Recipe, latents: LatentCache) -> None:
+def check_latents(recipe: Recipe, tokenizer: VideoTokenizer, latents: LatentCache) -> None:
+    """Refuse latents of other clips, or of clips of another size, than the recipe names, with `InputError`."""
+    _check_data(recipe, latents)
+    _check_size(recipe, tokenizer, latents)
+
+
+def _check_data(recipe: Recipe, latents: LatentCache) -> None:
     """Refuse latents of other clips than the recipe names: recipe.yaml and the model card would tell of the wrong ones.
 
     Caches say what they were encoded from; what an older one does not say is taken for right.

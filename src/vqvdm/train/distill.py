@@ -33,7 +33,7 @@ from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.schedulers import set_steps
 from vqvdm.train.checkpoint import latest_checkpoint
-from vqvdm.train.denoiser import check_data, train_denoiser
+from vqvdm.train.denoiser import check_latents, train_denoiser
 from vqvdm.train.order import seed_of
 
 _LEVEL_TOLERANCE = 2e-3  # before the shift: dpm++ begins at the last level of training, a thousandth below pure noise
@@ -85,13 +85,13 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
         )
     _check_levels(teacher, recipe.distillation, run)
     latents = LatentCache(run / "latents")
-    written_by = load_tokenizer(trained / "tokenizer", "cpu").latents_fingerprint()  # the teacher's may be rounded
-    if latents.index["tokenizer"] != written_by:
+    tokenizer = load_tokenizer(trained / "tokenizer", "cpu")  # the teacher's may be rounded
+    if latents.index["tokenizer"] != tokenizer.latents_fingerprint():
         raise InputError(
             f"{run}/pipeline has another tokenizer than {run}/latents were written by: train its denoiser on these "
             f"(vqvdm train denoiser {shlex.quote(str(run))}), then distil"
         )
-    check_data(recipe, latents)  # as the student's training does, after all pairs
+    check_latents(recipe, tokenizer, latents)  # as the student's training does, after all pairs
     student.mkdir(parents=True, exist_ok=True)
     with sole_writer(student):
         _check_student(student, recipe.distillation.steps)

@@ -69,10 +69,11 @@ def _summary(listing: Listing, index: Mapping[str, Entry], too_short: str) -> Ta
     table = Table(show_header=False, box=None, pad_edge=False)
     infos = [entry.info for entry in index.values() if entry.info is not None]
     train, test = (_readable(listing, index, split).total() for split in ("train", "test"))
+    bad = sum(index[sample.path].info is None for sample in listing.samples)
     rows = [
         ("folder", str(listing.root)),
         ("layout", listing.layout),
-        ("videos", f"{len(listing.samples)} (train {train}, test {test}); {len(index) - len(infos)} bad"),
+        ("videos", f"{len(listing.samples)} (train {train}, test {test}); {bad} bad"),
         ("split", listing.split_source),
         ("classes", str(len(listing.classes)) if listing.classes else "none (unlabelled)"),
     ]
