@@ -67,6 +67,7 @@ def main() -> None:
             key = f"{name}, {number} steps, seed {seed}"
             if key not in rows:
                 pipeline.register_modules(denoiser=model.denoiser, scheduler=model.scheduler)
+                pipeline.register_to_config(about=model.config["about"])  # where a student's steps begin
                 guidance = model.config["guidance_scale"]
                 metrics = scorer.metrics({"num_inference_steps": number, "guidance_scale": guidance})
                 rows[key] = {figure: metrics[figure]["value"] for figure in COLUMNS if figure in metrics}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tiny_training import give_tokenizer, tiny_recipe
 from vqvdm.errors import InputError
+from vqvdm.export.programs import settings
 from vqvdm.latents import LatentCache, noise_of
 from vqvdm.loading import load_pipeline
 from vqvdm.pipeline import VQVDMPipeline
@@ -66,8 +67,12 @@ def states_of(pipeline: VQVDMPipeline, label: int, noise: Tensor, **settings: An
     return states
 
 
-def test_a_student_learns_what_its_teacher_makes_of_noise(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("strides", "ends"), [((), [0, 2, 4]), ((1, 3), [0, 1, 4])])
+def test_a_student_learns_what_its_teacher_makes_of_noise(
+    teacher: Path, tmp_path: Path, strides: tuple[int, ...], ends: list[int]
+) -> None:
     recipe, student = recipe_of_teacher(), tmp_path / "student"
+    recipe = replace(recipe, distillation=replace(recipe.distillation, strides=strides))
     made = load_pipeline(distil(recipe, teacher, student))
     made.set_progress_bar_config(disable=True)
     assert (made.config["num_inference_steps"], made.config["guidance_scale"]) == (2, 1.0)
@@ -77,6 +82,11 @@ def test_a_student_learns_what_its_teacher_makes_of_noise(teacher: Path, tmp_pat
         "the model is a student that learnt to sample in 2 steps; in 3 it makes worse videos"
     ]
     assert made("left", output_type="latent").frames.isfinite().all()
+    assert made.scheduler.config["shift"] == 1
+    assert made.scheduler.sigmas.tolist() == [1 - end / 4 for end in ends]
+    assert settings(made)["levels"] == [(1000 - 250 * end, end / 4, 1 - end / 4) for end in ends]
+    made("left", output_type="latent", num_inference_steps=4)
+    assert made.scheduler.sigmas.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
 
     pairs, own, pipeline = LatentCache(student / "latents"), LatentCache(teacher / "latents"), load_pipeline(teacher)
     pipeline.set_progress_bar_config(disable=True)
@@ -88,9 +98,9 @@ def test_a_student_learns_what_its_teacher_makes_of_noise(teacher: Path, tmp_pat
         assert torch.equal(pair["path"][-1], pair["latents"])
         assert len(pair["path"]) == 3
         assert (pair["class_label"], pair["fps"]) == (clip["class_label"], clip["fps"])
-        settings = {"num_inference_steps": 4, "guidance_scale": 3.0, "fps": float(pair["fps"])}
-        states = states_of(pipeline, int(pair["class_label"]), noise, **settings)
-        for state, expected in zip(pair["path"], states[::2], strict=True):
+        asked = {"num_inference_steps": 4, "guidance_scale": 3.0, "fps": float(pair["fps"])}
+        states = states_of(pipeline, int(pair["class_label"]), noise, **asked)
+        for state, expected in zip(pair["path"], [states[end] for end in ends], strict=True):
             assert (state - expected).abs().mean() < 0.02 * expected.std()  # bf16, another batch, float16
 
     again = distil(recipe, teacher, student)  # finished: nothing is made anew
@@ -114,8 +124,12 @@ def test_a_student_begins_as_its_teacher(teacher: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(checkpoint.tensors("model")[name], value)
 
 
-def test_a_network_without_loss_walks_its_teachers_path(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strides", [(), (3, 1)])
+def test_a_network_without_loss_walks_its_teachers_path(
+    teacher: Path, tmp_path: Path, strides: tuple[int, ...]
+) -> None:
     recipe = recipe_of_teacher()
+    recipe = replace(recipe, distillation=replace(recipe.distillation, strides=strides))
     distil(recipe, teacher, tmp_path / "student")
     pairs, pipeline = LatentCache(tmp_path / "student" / "latents"), load_pipeline(tmp_path / "student")
     learnt = student_recipe(recipe, teacher)
@@ -123,7 +137,7 @@ def test_a_network_without_loss_walks_its_teachers_path(teacher: Path, tmp_path:
     items = [pairs[number] for number in range(4)]
     batch = Batch({name: torch.stack([item[name] for item in items]) for name in items[0]}, range(4), 0, 4, last=True)
     path = batch["path"]
-    pipeline.scheduler.set_timesteps(sigmas=[1.0, 0.5])
+    pipeline.scheduler.set_timesteps(sigmas=[1.0, 0.25 if strides else 0.5])
     known: dict[float, Tensor] = {}  # the velocity of a step by the network's clock at its beginning
     for step, level in enumerate(pipeline.scheduler.sigmas[:2].tolist()):
         low = float(pipeline.scheduler.sigmas[step + 1])
@@ -181,9 +195,10 @@ def test_a_student_of_other_steps_is_not_trained_on(teacher: Path, tmp_path: Pat
     recipe, student = recipe_of_teacher(), tmp_path / "student"
     distil(recipe, teacher, student)
     before = {path: path.read_bytes() for path in student.rglob("*.safetensors")}
-    other = replace(recipe, distillation=replace(recipe.distillation, steps=4))
-    with pytest.raises(InputError, match=r"student holds a student of 2 steps, not of 4 steps; name another folder"):
-        distil(other, teacher, student)
+    for changes, steps in (({"steps": 4}, "4 steps"), ({"strides": (1, 3)}, r"2 steps that begin at 1, 0\.75")):
+        other = replace(recipe, distillation=replace(recipe.distillation, **changes))
+        with pytest.raises(InputError, match=f"student holds a student of 2 steps, not of {steps}; name another"):
+            distil(other, teacher, student)
     index = student / "latents" / "index.json"
     index.write_text(index.read_text().replace('"path": 2,', '"path": 2.0,'))  # as another tool might write it
     assert len(LatentCache(student / "latents")[0]["path"]) == 3
@@ -200,6 +215,22 @@ def test_a_student_of_other_steps_is_not_trained_on(teacher: Path, tmp_path: Pat
 def test_steps_that_do_not_divide_are_refused() -> None:
     with pytest.raises(InputError, match=r"teacher_steps is 8, but must be a multiple of distillation.steps, 3"):
         Recipe.load("demo", ["distillation.steps=3"])
+    for strides in ("[2,3]", "[1,2,2,2]"):
+        with pytest.raises(InputError, match=r"strides is \[.*\], but must be 4 numbers \(.*\) that add up to 8 "):
+            Recipe.load("demo", [f"distillation.strides={strides}"])
+    assert Recipe.load("demo", ["distillation.strides=[1,2,2,3]"]).distillation.strides == (1, 2, 2, 3)
+
+
+def test_levels_that_do_not_fall_are_no_cache(teacher: Path, tmp_path: Path) -> None:
+    recipe, student = recipe_of_teacher(), tmp_path / "student"
+    distil(replace(recipe, distillation=replace(recipe.distillation, strides=(1, 3))), teacher, student)
+    index = student / "latents" / "index.json"
+    found = json.loads(index.read_text())
+    assert found["sigmas"] == [1.0, 0.75]
+    for sigmas in ([1.0], [1.0, 1.0], [0.75, 0.5], [1.0, 0.0]):
+        index.write_text(json.dumps({**found, "sigmas": sigmas}))
+        with pytest.raises(InputError, match=r"is damaged.* sigmas are \[.*must fall from 1, one for each step"):
+            LatentCache(student / "latents")
 
 
 def test_a_recipe_of_an_older_run_is_read(tmp_path: Path) -> None:

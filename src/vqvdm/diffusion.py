@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -79,12 +79,15 @@ class Objective:
         error = denoise(a * x0 + s * eps, timestep).float() - self.target(x0, eps, a, s).float()
         return self.weight(alpha, sigma) * error.square().flatten(1).mean(1)
 
-    def chord(self, path: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def chord(
+        self, path: Tensor, uniform: Tensor, starts: Sequence[float] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """One step of a sampler's path, as the straight line that makes it; for prediction `flow`.
 
         Args:
-            path: (b, n + 1, c, t, h, w), the states at the levels of `uniform` 1, (n - 1) / n and so on to 0.
+            path: (b, n + 1, c, t, h, w), the states at the levels of `starts` and at 0.
             uniform: (b,) in 0..1, from which a step is drawn.
+            starts: n falling `uniform`s from 1, where the steps begin; None is 1, (n - 1) / n and so on.
 
         Returns:
             The line's ends at level 0 and at level 1, (b, c, t, h, w) each, and (b,) the `uniform` where the step
@@ -92,7 +95,8 @@ class Objective:
         """
         steps, clips = path.shape[1] - 1, torch.arange(len(path), device=path.device)
         step = (uniform * steps).long().clamp(max=steps - 1)
-        first, last = (1 - (step + number) / steps for number in (0, 1))
+        ends = torch.linspace(1, 0, steps + 1) if starts is None else torch.tensor([*starts, 0.0])
+        first, last = (ends.to(uniform)[step + number] for number in (0, 1))
         begin, end = path[clips, step], path[clips, step + 1]
         high, low = (self.levels(level)[1].view(-1, 1, 1, 1, 1) for level in (first, last))
         velocity = (begin - end) / (high - low)

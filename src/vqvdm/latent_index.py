@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,11 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     counts = {name: found[name] for name in ("videos", "windows", "shard_size")}
     if "path" in found:
         found["path"] = counts["path"] = convert(int, found["path"], where, "path")
+    if "sigmas" in found:
+        sigmas = convert(tuple[float, ...], found["sigmas"], where, "sigmas")
+        if len(sigmas) != found.get("path") or not all(a > b for a, b in pairwise((*sigmas, 0.0))) or sigmas[0] != 1:
+            raise InputError(f"{where['']}: sigmas are {list(sigmas)}, but must fall from 1, one for each step of path")
+        found["sigmas"] = list(sigmas)
     for name, count in {**counts, "latent_shape": min(found["latent_shape"])}.items():
         if count < 1:
             raise InputError(f"{where['']}: {name} is {found[name]}, but must be at least 1")

@@ -317,7 +317,7 @@ class VQVDMPipeline(Configured, DiffusionPipeline):
         self._guidance_scale = 1.0 if labels is None and weaker_denoiser is None else scale
 
         fit(self.scheduler, self.objective, bounded=self.tokenizer is None)
-        set_steps(self.scheduler, steps)
+        set_steps(self.scheduler, steps, config["about"].get("learnt_sigmas"))
         self._num_timesteps = len(self.scheduler.timesteps)
         latents = self._initial_noise(shape, generators, latents, device)
         arguments = self._step_arguments(generators, eta)

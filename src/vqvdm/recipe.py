@@ -167,6 +167,7 @@ class DistillationRecipe:
     teacher_steps: int = 20  # a multiple of `steps`
     teacher_guidance: float | None = None  # null: the pipeline's own
     steps: int = 4  # of Euler's method, by the student; it learns these and no others
+    strides: tuple[int, ...] = ()  # of the teacher's steps each of the student's goes; without, all as many
     training: DenoiserTrainingRecipe = field(default_factory=DenoiserTrainingRecipe)
 
 
@@ -302,6 +303,7 @@ _RANGES: Mapping[str, _Range] = {
     "size": _COUNT,
     "fps": _Range(0, positive=True),
     "stride": _COUNT,
+    "strides": _COUNT,
     "toy_clips": _COUNT,
     "workers": _NOT_NEGATIVE,
     "steps": _COUNT,
@@ -382,9 +384,19 @@ def _scheduler(recipe: Recipe) -> str | None:
 
 def _teacher_steps(recipe: Recipe) -> str | None:
     theirs, own = recipe.distillation.teacher_steps, recipe.distillation.steps
-    if theirs % own == 0:
+    if recipe.distillation.strides or theirs % own == 0:
         return None
     return f"is {theirs}, but must be a multiple of distillation.steps, {own}: each is as long as some of the teacher's"
+
+
+def _strides(recipe: Recipe) -> str | None:
+    part = recipe.distillation
+    if not part.strides or (len(part.strides), sum(part.strides)) == (part.steps, part.teacher_steps):
+        return None
+    return (
+        f"is {list(part.strides)}, but must be {part.steps} numbers (distillation.steps) that add up to "
+        f"{part.teacher_steps} (distillation.teacher_steps), or [] for steps that are all as long"
+    )
 
 
 def _interval(recipe: Recipe) -> str | None:
@@ -462,6 +474,7 @@ _RULES: Mapping[str, Callable[[Recipe], str | None]] = {
     "sampling.scheduler": _scheduler,
     "sampling.guidance_interval": _interval,
     "distillation.teacher_steps": _teacher_steps,
+    "distillation.strides": _strides,
     "latents.flips": _flips,
     "tokenizer.model.in_channels": _colours,
     "tokenizer.decoder_only": _decoder_only,

@@ -7,7 +7,7 @@ level of that ratio, its answer is split into x0 and noise, and these make what 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import signature
 from typing import Any, Literal
@@ -77,14 +77,17 @@ def stated_objective(scheduler: Any) -> Objective:
     )
 
 
-def set_steps(scheduler: Any, steps: int) -> None:
+def set_steps(scheduler: Any, steps: int, learnt: Sequence[float] | None = None) -> None:
     """Give a scheduler its steps, on the CPU: so no step waits for the GPU to tell its level.
 
     Those of flow matching are spaced evenly down to 1 / steps (before the shift). diffusers' own spacing ends next to
-    0, so that the last step does nothing; of four that is a quarter of the work.
+    0, so that the last step does nothing; of four that is a quarter of the work. `learnt` are the levels (before the
+    shift) at which a student learnt its steps: Euler's method takes them when asked for as many.
     """
-    even = isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
-    given = {"sigmas": np.linspace(1, 1 / steps, steps).tolist()} if even else {"num_inference_steps": steps}
+    given: dict[str, Any] = {"num_inference_steps": steps}
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        fits = learnt is not None and len(learnt) == steps
+        given = {"sigmas": learnt if fits else np.linspace(1, 1 / steps, steps).tolist()}
     scheduler.set_timesteps(**given, device="cpu")
 
 

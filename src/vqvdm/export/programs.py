@@ -62,7 +62,7 @@ def settings(pipeline: VQVDMPipeline) -> dict[str, Any]:
     config, objective = pipeline.config, pipeline.objective
     scheduler: Any = objective.make_scheduler("euler")
     fit(scheduler, objective, bounded=pipeline.tokenizer is None)
-    set_steps(scheduler, config["num_inference_steps"])
+    set_steps(scheduler, config["num_inference_steps"], config["about"].get("learnt_sigmas"))
     times = [float(time) for time in scheduler.timesteps]
     return {
         "made_by": f"vqvdm {__version__}",

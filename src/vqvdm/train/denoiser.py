@@ -53,6 +53,7 @@ from vqvdm.video import grid, write_sheet, write_video
 
 SHOWN_CLASSES = 16  # at most, in each sheet
 SHOWN_UNCONDITIONAL = 8
+_LEARNT = {"path": "steps", "sigmas": "sigmas"}  # what a cache of a teacher's paths says, and the model of itself
 
 
 def main(recipe: str, *overrides: str, run: Path | None = None, dry_run: bool = False) -> None:
@@ -224,7 +225,8 @@ class DenoiserStage:
         rates = sorted(known or [float(dataset[index]["fps"]) for index in range(min(len(dataset), 64))])
         self.fps, self.rates = float(np.median(rates)), (rates[0], rates[-1])
         self.objective = Objective(**asdict(recipe.denoiser.diffusion))
-        self.learnt_steps = dataset.index.get("path") if isinstance(dataset, LatentCache) else None  # by a student
+        found = dataset.index if isinstance(dataset, LatentCache) else {}
+        self.learnt = {f"learnt_{name}": found[key] for key, name in _LEARNT.items() if key in found}  # by a student
 
         arguments = {
             "num_classes": len(self.classes),
@@ -341,7 +343,7 @@ class DenoiserStage:
         latents, (labels, fps) = batch[self.field], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
         uniform = batch.strata("time").to(latents.device)
         if "path" in batch.data:  # a student learns the steps of its teacher
-            latents, noise, uniform = self.objective.chord(batch["path"], uniform)
+            latents, noise, uniform = self.objective.chord(batch["path"], uniform, self.learnt.get("learnt_sigmas"))
         else:
             noise = batch.noise_like(latents)
         context = self.context(batch)
@@ -471,7 +473,7 @@ class DenoiserStage:
                 "slowest_fps": self.rates[0],
                 "fastest_fps": self.rates[1],
                 "steps": step,
-                **({"learnt_steps": self.learnt_steps} if self.learnt_steps else {}),
+                **self.learnt,
                 "seed": self.training.seed,
                 "ema_decay": self.training.ema_decay,
                 **({"class_dropout": self.recipe.denoiser.class_dropout} if self.num_classes else {}),

@@ -12,8 +12,9 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
     check_latents(recipe, tokenizer, latents)  # as the student's training does, after all pairs
     student.mkdir(parents=True, exist_ok=True)
     with sole_writer(student):
-        _check_student(student, recipe.distillation.steps)
+        _check_student(student, recipe.distillation)
         with whole_folder(student / "tokenizer") as folder:
             shutil.copytree(trained / "tokenizer", folder, dirs_exist_ok=True)  # with a decoder that was joined to it
         _write_pairs(recipe, teacher, latents, student / "latents")
@@ -119,11 +120,11 @@ def student_recipe(recipe: Recipe, run: Path) -> Recipe:
 def _check_levels(teacher: VQVDMPipeline, part: DistillationRecipe, run: Path) -> None:
     """Raise `InputError` if the teacher does not go, always alike, from each of the student's levels to the next."""
     set_steps(teacher.scheduler, part.teacher_steps)
-    sigmas = torch.as_tensor(getattr(teacher.scheduler, "sigmas", ()))[:: part.teacher_steps // part.steps]
+    sigmas = torch.as_tensor(getattr(teacher.scheduler, "sigmas", ()))
     shift = teacher.objective.shift
-    levels, even = sigmas / (shift - (shift - 1) * sigmas), torch.linspace(1, 0, part.steps + 1)
+    levels, even = sigmas / (shift - (shift - 1) * sigmas), torch.linspace(1, 0, part.teacher_steps + 1)
     stochastic = str(teacher.scheduler.config.get("algorithm_type")).startswith("sde")
-    if stochastic or levels.shape != even.shape or (levels - even).abs().max() > _LEVEL_TOLERANCE:
+    if stochastic or levels.shape != even.shape or (levels - even)[[0, *_ends(part)]].abs().max() > _LEVEL_TOLERANCE:
         raise InputError(
             f"{run} samples by {type(teacher.scheduler).__name__}, whose {part.teacher_steps} steps do not meet the "
             f"levels of a student's {part.steps}, or not always in the same way; with dpm++, unipc or euler, as "
@@ -131,21 +132,39 @@ def _check_levels(teacher: VQVDMPipeline, part: DistillationRecipe, run: Path) -
         )
 
 
-def _check_student(student: Path, steps: int) -> None:
+def _ends(part: DistillationRecipe) -> list[int]:
+    """After how many of the teacher's steps each of the student's ends."""
+    return list(accumulate(part.strides or (part.teacher_steps // part.steps,) * part.steps))
+
+
+def _steps(part: DistillationRecipe) -> dict[str, Any]:
+    """What the student's cache and the student itself say of its steps: how many and, if uneven, where they begin."""
+    starts = [1 - end / part.teacher_steps for end in (0, *_ends(part)[:-1])]
+    return {"path": part.steps, **({"sigmas": starts} if len(set(part.strides)) > 1 else {})}
+
+
+def _check_student(student: Path, part: DistillationRecipe) -> None:
     """Raise `InputError` if a student was trained there for other steps, or to go straight, as by older versions."""
-    found = read_index(student / "latents")
-    if found is not None and found.get("path") != steps and latest_checkpoint(student / "checkpoints" / "denoiser"):
-        learnt = f"{found['path']} steps" if "path" in found else "straight paths, as an older version taught them"
+    found, wanted = read_index(student / "latents"), _steps(part)
+    if found is None or latest_checkpoint(student / "checkpoints" / "denoiser") is None:
+        return
+    if any(found.get(name) != wanted.get(name) for name in ("path", "sigmas")):
+        learnt = _in_words(found) if "path" in found else "straight paths, as an older version taught them"
         raise InputError(
-            f"{student} holds a student of {learnt}, not of {steps} steps; name another folder (--student)"
+            f"{student} holds a student of {learnt}, not of {_in_words(wanted)}; name another folder (--student)"
         )
+
+
+def _in_words(steps: Mapping[str, Any]) -> str:
+    where = f" that begin at {', '.join(f'{sigma:g}' for sigma in steps['sigmas'])}" if "sigmas" in steps else ""
+    return f"{steps['path']} steps{where}"
 
 
 def _write_pairs(recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, folder: Path) -> None:
     part = recipe.distillation
     facts: dict[str, Any] = {
         **{name: latents.index[name] for name in ("tokenizer", "classes", "latent_shape", "data", "clip_shape")},
-        "path": part.steps,
+        **_steps(part),
         "digest": _digest(teacher, part),
     }
     with torch.inference_mode():
@@ -174,7 +193,9 @@ def _maker(
 ) -> Callable[[list[int]], dict[str, Tensor]]:
     """Makes paths from noise for some entries, with the classes and frame rates of the training clips in turn."""
     teacher.set_progress_bar_config(disable=True)
-    classes, every = teacher.num_classes, part.teacher_steps // part.steps
+    classes, ends = teacher.num_classes, set(_ends(part))
+    if part.training.compile:
+        teacher.compile()
 
     def make(entries: list[int]) -> dict[str, Tensor]:
         seeds = [seed_of(0, "pair", entry) for entry in entries]
@@ -183,7 +204,7 @@ def _maker(
         states: list[Tensor] = []
 
         def keep(_: VQVDMPipeline, number: int, __: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            if (number + 1) % every == 0:
+            if number + 1 in ends:
                 states.append(tensors["latents"].cpu())
             return {}
 
