@@ -170,6 +170,18 @@ def test_a_network_that_knows_its_estimate_trains(tmp_path: Path) -> None:
     assert gradient[:, 3:].abs().max() > 0  # the estimate's channels
 
 
+def test_the_first_estimate_of_a_compiled_network_is_not_compiled_on_a_cpu(tmp_path: Path) -> None:
+    """Torch 2.13 compiles such a pass (without gradients, under autocast) to NaN there."""
+    stage, batch, traced = pixel_stage(tmp_path, self_conditioning=1.0), batch_of(range(4)), []
+    stage.denoiser.compile(backend=lambda graph, _: traced.append(1) or graph.forward)
+    noisy, uniform = batch["clip"], batch.strata("time")
+    arguments = (stage.objective.levels(uniform)[2], batch["class_label"], batch["fps"])
+    estimate = stage.first_estimate(batch, noisy, *arguments, uniform, None)
+    assert estimate is not None and estimate.any() and not traced
+    stage.denoiser(noisy, *arguments, estimate=estimate)
+    assert traced
+
+
 @pytest.mark.parametrize("prediction", ["flow", "v_prediction", "sample"])
 def test_two_micro_batches_have_the_gradient_of_one_whole_batch(tmp_path: Path, prediction: str) -> None:
     whole, halves = pixel_stage(tmp_path), pixel_stage(tmp_path)
