@@ -171,8 +171,9 @@ def test_a_network_that_knows_its_estimate_trains(tmp_path: Path) -> None:
 
 
 def test_the_first_estimate_of_a_compiled_network_is_not_compiled_on_a_cpu(tmp_path: Path) -> None:
-    """Torch 2.13 compiles such a pass (without gradients, under autocast) to NaN there."""
+    """With torch 2.13 such a pass (without gradients, under autocast) is NaN there."""
     stage, batch, traced = pixel_stage(tmp_path, self_conditioning=1.0), batch_of(range(4)), []
+    stage.training = replace(stage.training, compile=True)
     stage.denoiser.compile(backend=lambda graph, _: traced.append(1) or graph.forward)
     noisy, uniform = batch["clip"], batch.strata("time")
     arguments = (stage.objective.levels(uniform)[2], batch["class_label"], batch["fps"])

@@ -385,8 +385,9 @@ class DenoiserStage:
         if shown.any():
             few = None if labels is None else labels[shown]
             given = None if context is None else context[shown]
-            # On a CPU torch 2.13 compiles a pass without gradients, under autocast, to NaN: not compiled, it is right.
-            first = self.denoiser.forward if noisy.device.type == "cpu" else self.denoiser
+            # Compiled for a CPU, a pass without gradients under autocast is NaN (torch 2.13); as it stands it is right.
+            plain = self.training.compile and noisy.device.type == "cpu"
+            first = self.denoiser.forward if plain else self.denoiser  # shards, never compiled, gather when called
             prediction = first(noisy[shown], timestep[shown], few, fps[shown], context=given)
             alpha, sigma = (level[shown].view(-1, 1, 1, 1, 1) for level in self.objective.levels(uniform)[:2])
             estimate[shown] = self.objective.split(prediction, noisy[shown], alpha, sigma)[0].to(noisy.dtype)
