@@ -32,7 +32,7 @@ from vqvdm.train.start_from import start_denoiser_from
 def recipe_of_teacher() -> Recipe:
     recipe = tiny_recipe()
     part = DistillationRecipe(
-        pairs=10, teacher_steps=4, teacher_guidance=3.0, steps=2, training=recipe.denoiser.training
+        pairs=10, held_out=4, teacher_steps=4, teacher_guidance=3.0, steps=2, training=recipe.denoiser.training
     )
     return replace(recipe, distillation=part)
 
@@ -121,6 +121,8 @@ def test_a_student_begins_as_its_teacher(teacher: Path, tmp_path: Path) -> None:
     checkpoint = latest_checkpoint(student / "checkpoints" / "denoiser")
     assert checkpoint is not None
     for name, value in load_pipeline(teacher).denoiser.state_dict().items():
+        if name == "stem.weight":  # which also sees what the step before took for the clip, and does not heed it yet
+            value = torch.cat([value, torch.zeros_like(value)], dim=1)
         torch.testing.assert_close(checkpoint.tensors("model")[name], value)
 
 
@@ -139,15 +141,18 @@ def test_a_network_without_loss_walks_its_teachers_path(
     path = batch["path"]
     pipeline.scheduler.set_timesteps(sigmas=[1.0, 0.25 if strides else 0.5])
     known: dict[float, Tensor] = {}  # the velocity of a step by the network's clock at its beginning
+    taken = [torch.zeros_like(path[:, 0])]  # for the clip in the step before
     for step, level in enumerate(pipeline.scheduler.sigmas[:2].tolist()):
         low = float(pipeline.scheduler.sigmas[step + 1])
-        known[round(1000 * level)] = (path[:, step] - path[:, step + 1]) / (level - low)
+        known[round(1000 * level)] = velocity = (path[:, step] - path[:, step + 1]) / (level - low)
+        taken.append(path[:, step] - level * velocity)
 
-    def answer(noisy: Tensor, timestep: Tensor, *_: Any, **__: Any) -> Tensor:
+    def answer(noisy: Tensor, timestep: Tensor, *_: Any, estimate: Tensor, **__: Any) -> Tensor:
         clocks = [round(clock) for clock in timestep.tolist()]
         for clip, clock in enumerate(clocks):
-            state = path[clip, list(known).index(clock)]
-            torch.testing.assert_close(noisy[clip], state, atol=1e-4, rtol=0)
+            step = list(known).index(clock)
+            torch.testing.assert_close(noisy[clip], path[clip, step], atol=1e-4, rtol=0)
+            torch.testing.assert_close(estimate[clip], taken[step][clip], atol=1e-3, rtol=0)
         asked.update(clocks)
         return torch.stack([known[clock][clip] for clip, clock in enumerate(clocks)])
 
@@ -160,6 +165,58 @@ def test_a_network_without_loss_walks_its_teachers_path(
     for step, timestep in enumerate(pipeline.scheduler.timesteps):
         state = pipeline.scheduler.step(list(known.values())[step], timestep, state).prev_sample
     torch.testing.assert_close(state, batch["latents"], atol=1e-4, rtol=0)
+
+    shown: list[Tensor | None] = []
+
+    def network(noisy: Tensor, timestep: Tensor, *_: Any, estimate: Tensor | None = None, **__: Any) -> Tensor:
+        shown.append(estimate)
+        return known[round(float(timestep.flatten()[0]))][:1]
+
+    pipeline.denoiser.forward = network  # type: ignore[method-assign]
+    made = pipeline(0, latents=path[:1, 0], output_type="latent").frames
+    torch.testing.assert_close(made, batch["latents"][:1], atol=1e-4, rtol=0)
+    assert shown[0] is None and shown[1] is not None
+    torch.testing.assert_close(shown[1], taken[1][:1], atol=1e-3, rtol=0)  # sampling shows what training did
+
+
+@pytest.mark.parametrize("strides", [(), (3, 1)])
+def test_the_log_has_the_loss_on_paths_held_out(teacher: Path, tmp_path: Path, strides: tuple[int, ...]) -> None:
+    recipe, student = recipe_of_teacher(), tmp_path / "student"
+    training = replace(recipe.distillation.training, sample_every=4, ema_decay=0.5)
+    recipe = replace(recipe, distillation=replace(recipe.distillation, strides=strides, held_out=9, training=training))
+    distil(recipe, teacher, student)
+    pairs, held_out, own = map(LatentCache, [student / "latents", student / "held-out", teacher / "latents"])
+    assert len(pairs) == 10 and len(held_out) == 9
+    assert not set(pairs._entries["seed"].tolist()) & set(held_out._entries["seed"].tolist())
+    chosen = [entry * len(own) // 9 for entry in range(9)]
+    assert held_out.class_labels.tolist() == own.class_labels[chosen].tolist()
+    assert held_out.fps.tolist() == own.fps[chosen].tolist()
+
+    records = [json.loads(line) for line in (student / "log.jsonl").read_text().splitlines()]
+    found = next(record for record in records if "test_loss" in record)
+    checkpoint = latest_checkpoint(student / "checkpoints" / "denoiser")
+    assert checkpoint is not None and checkpoint.state["step"] == found["step"]
+    denoiser = load_pipeline(student).denoiser
+    denoiser.load_state_dict(checkpoint.tensors("ema"))
+    batch, levels = held_out.batch(range(9)), [1.0, 0.25 if strides else 0.5, 0.0]
+    errors, estimate = [], torch.zeros_like(batch["latents"])
+    for step in range(2):
+        begin, end = batch["path"][:, step], batch["path"][:, step + 1]
+        velocity = (begin - end) / (levels[step] - levels[step + 1])
+        clock = torch.full((9,), 1000 * levels[step])
+        with torch.no_grad():
+            guess = denoiser(begin, clock, batch["class_label"], batch["fps"], estimate=estimate)
+        errors.append((guess - velocity).square().mean().item())
+        estimate = begin - levels[step] * velocity
+    assert [found["test_loss_step_1"], found["test_loss_step_2"]] == pytest.approx(errors, rel=1e-3)
+    assert found["test_loss"] == pytest.approx(sum(errors) / 2, rel=1e-3)
+
+
+def test_a_student_without_paths_held_out_is_trained_as_well(teacher: Path, tmp_path: Path) -> None:
+    recipe, student = recipe_of_teacher(), tmp_path / "student"
+    distil(replace(recipe, distillation=replace(recipe.distillation, held_out=0)), teacher, student)
+    assert not (student / "held-out").exists()
+    assert "test_loss" not in (student / "log.jsonl").read_text()
 
 
 @pytest.mark.parametrize("name", ["ddim", "heun"])

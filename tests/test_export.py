@@ -44,17 +44,20 @@ def quantizing_pipeline(trained: bool = True) -> VQVDMPipeline:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["flow with codebooks", "v_prediction", "pixels"])
+@pytest.mark.parametrize("kind", ["flow with codebooks", "flow with estimates", "v_prediction", "pixels"])
 def test_programs_make_what_the_pipeline_makes(kind, tmp_path):
-    if kind == "flow with codebooks":
+    if kind.startswith("flow"):
         pipeline = quantizing_pipeline()
+        if kind == "flow with estimates":
+            pipeline.register_modules(denoiser=tiny_denoiser(self_condition=True))
+            pipeline.register_to_config(guidance_interval={"low": 0.6, "high": 0.9})
     else:
         pipeline = tiny_pipeline(objective=Objective("v_prediction"), pixels=kind == "pixels", scheduler="ddim")
     write_programs(pipeline, tmp_path)
     settings, denoiser, decoder = load(tmp_path)
     assert (decoder is None) == (kind == "pixels")
     noise = torch.randn(3, *settings["latent_shape"], generator=torch.Generator().manual_seed(0))
-    if kind != "flow with codebooks":
+    if not kind.startswith("flow"):
         settings["levels"] = [
             *((float(t), *pipeline.objective.level_at(float(t))) for t in times_of_ddim(pipeline)), (0.0, 1.0, 0.0)
         ]  # fmt: skip

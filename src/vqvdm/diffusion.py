@@ -103,6 +103,16 @@ class Objective:
         x0 = begin - high * velocity
         return x0, x0 + velocity, first
 
+    def before(self, path: Tensor, uniform: Tensor, starts: Sequence[float] | None = None) -> Tensor:
+        """What a sampler on that path takes for x0 in the step before `chord`'s, (b, c, t, h, w); zeros in its first.
+
+        Args: as of `chord`.
+        """
+        steps = path.shape[1] - 1
+        step = (uniform * steps).long().clamp(max=steps - 1)
+        x0, _, _ = self.chord(path, (step - 0.5).clamp(min=0) / steps, starts)
+        return x0 * (step > 0).to(x0).view(-1, 1, 1, 1, 1)
+
     def target(self, x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
         """What the network shall predict from alpha x0 + sigma noise; the inverse of `split`."""
         if self.prediction == "v_prediction":

@@ -164,6 +164,7 @@ class DistillationRecipe:
     """The student that `vqvdm distill` trains: what its teacher shows it, and how it samples."""
 
     pairs: int = 16_384  # noise, and the teacher's path from it to a clip
+    held_out: int = 64  # more of them, not learnt from, whose error the log has as test_loss; 0 for none
     teacher_steps: int = 20  # a multiple of `steps`
     teacher_guidance: float | None = None  # null: the pipeline's own
     steps: int = 4  # of Euler's method, by the student; it learns these and no others
@@ -346,6 +347,7 @@ _RANGES: Mapping[str, _Range] = {
     "lora_rank": _NOT_NEGATIVE,
     "guidance_scale": _NOT_NEGATIVE,
     "pairs": _COUNT,
+    "held_out": _NOT_NEGATIVE,
     "teacher_steps": _COUNT,
     "teacher_guidance": _NOT_NEGATIVE,
     "guidance_interval": _SHARE,

@@ -24,7 +24,7 @@ def write_programs(pipeline: VQVDMPipeline, folder: Path) -> list[Path]:
     """Write `denoiser.pt2`, `decoder.pt2`, `settings.json` and `sampler.py`; return their paths.
 
     The programs take any number of videos of the model's own size, in the dtype and on the device of the pipeline, and
-    hold the weights. What a denoiser is shown beside noise (given frames, its last estimate) is left out: zeros.
+    hold the weights. Given frames, which a denoiser may be shown beside noise, are left out: zeros.
 
     Raises:
         InputError: the tokenizer's codebook is untrained.
@@ -38,8 +38,13 @@ def write_programs(pipeline: VQVDMPipeline, folder: Path) -> list[Path]:
     noise, at = torch.randn(2, *shape, device=device, dtype=dtype), torch.tensor(500.0, device=device)
     labels, fps = torch.zeros(2, dtype=torch.int64, device=device), torch.full((2,), 8.0, device=device)
     batch = {0: Dim("videos", min=1, max=MOST_VIDEOS)}
+    seen = [noise] * (2 if pipeline.denoiser.config["self_condition"] else 1)
     programs: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = {
-        "denoiser": (_Denoiser(pipeline.denoiser), (noise, at, labels, fps), (batch, None, batch, batch)),
+        "denoiser": (
+            _Denoiser(pipeline.denoiser),
+            (*seen, at, labels, fps),
+            (*(batch for _ in seen), None, batch, batch),
+        ),
     }
     if tokenizer is not None:
         programs["decoder"] = _Decoder(tokenizer), (noise.to(tokenizer.dtype),), (batch,)
@@ -72,6 +77,7 @@ def settings(pipeline: VQVDMPipeline) -> dict[str, Any]:
         "fps": config["fps"],
         "guidance_scale": config["guidance_scale"],
         "guidance_interval": [config["guidance_interval"][end] for end in ("low", "high")],
+        "self_condition": pipeline.denoiser.config["self_condition"],
         "num_classes": pipeline.num_classes,
         "classes": pipeline.id2label,
         "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
@@ -79,14 +85,16 @@ def settings(pipeline: VQVDMPipeline) -> dict[str, Any]:
 
 
 class _Denoiser(nn.Module):
-    """What `VideoDenoiser` predicts, without its optional arguments."""
+    """What `VideoDenoiser` predicts, without those of its optional arguments that it does not take."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
         self.network = denoiser
 
-    def forward(self, noisy: Tensor, timestep: Tensor, labels: Tensor, fps: Tensor) -> Tensor:
-        return self.network(noisy, timestep, labels, fps)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Of noisy latents, with `self_condition` an estimate of the clean ones, timestep, labels and fps."""
+        noisy, *estimate, timestep, labels, fps = inputs
+        return self.network(noisy, timestep, labels, fps, estimate=estimate[0] if estimate else None)
 
 
 class _Decoder(nn.Module):

@@ -46,22 +46,42 @@ def sample(
     Returns:
         Videos (b, t, h, w, 3), uint8.
     """
-    b, dtype = len(noise), getattr(torch, settings["dtype"])
+    b, kind = len(noise), settings["prediction"]
     scale = settings["guidance_scale"] if guidance is None else guidance
     no_class = torch.full((b,), settings["num_classes"], dtype=torch.int64, device=noise.device)
     labels = no_class if classes is None else torch.tensor(classes, device=noise.device)
     rates = torch.full((b,), float(settings["fps"] if fps is None else fps), device=noise.device)
     x, (low, high) = noise.float(), settings["guidance_interval"]
+    taken = taken_without = torch.zeros_like(x)  # for clean in the step before, with the class and without
     for (timestep, alpha, sigma), (_, alpha_next, sigma_next) in pairwise(settings["levels"]):
-        at = torch.tensor(timestep, device=x.device)
-        prediction = denoiser(x.to(dtype), at, labels, rates).float()
+        prediction = conditional = predict(settings, denoiser, x, taken, timestep, labels, rates)
+        taken = split(kind, conditional, x, alpha, sigma)[0]
         if scale > 1 and classes is not None and low <= timestep / 1000 <= high:
-            without = denoiser(x.to(dtype), at, no_class, torch.zeros_like(rates)).float()  # nor a frame rate
-            prediction = without + scale * (prediction - without)
-        clean, eps = split(settings["prediction"], prediction, x, alpha, sigma)
+            nor_rate = torch.zeros_like(rates)
+            without = predict(settings, denoiser, x, taken_without, timestep, no_class, nor_rate)
+            taken_without = split(kind, without, x, alpha, sigma)[0]
+            prediction = without + scale * (conditional - without)
+        else:
+            taken_without = taken
+        clean, eps = split(kind, prediction, x, alpha, sigma)
         x = alpha_next * clean + sigma_next * eps
-    clips = x if decoder is None else decoder(x.to(dtype))  # (b, 3, t, h, w) in -1..1
+    clips = x if decoder is None else decoder(x.to(getattr(torch, settings["dtype"])))  # (b, 3, t, h, w) in -1..1
     return clips.float().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1)
+
+
+def predict(
+    settings: dict,
+    denoiser: torch.nn.Module,
+    noisy: torch.Tensor,
+    taken: torch.Tensor,
+    timestep: float,
+    labels: torch.Tensor,
+    rates: torch.Tensor,
+) -> torch.Tensor:
+    """What the denoiser predicts, which may see beside noise what it took for clean before."""
+    seen = (noisy, taken) if settings["self_condition"] else (noisy,)
+    latents = (tensor.to(getattr(torch, settings["dtype"])) for tensor in seen)
+    return denoiser(*latents, torch.tensor(timestep, device=noisy.device), labels, rates).float()
 
 
 def split(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,13 +79,19 @@ def main(recipe: str, *overrides: str, run: Path | None = None, dry_run: bool = 
     PartialState().destroy_process_group()
 
 
-def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") -> Path:
+def train_denoiser(
+    recipe: Recipe,
+    run: Path | str,
+    progress: str = "denoiser",
+    make_stage: Callable[..., DenoiserStage] | None = None,
+) -> Path:
     """Train stage 2 of `recipe` in the folder `run`, from its last checkpoint if there is one.
 
     Args:
         recipe: with a tokenizer, `run`/tokenizer and `run`/latents must be there; without, pixels are diffused.
         run: the run folder; made if absent.
         progress: heads the progress bar.
+        make_stage: a kind of `DenoiserStage`; that itself by default.
 
     Returns:
         `run`/pipeline, for `VQVDMPipeline.from_pretrained`: tokenizer, denoiser (averaged weights if the recipe keeps
@@ -101,7 +107,7 @@ def train_denoiser(recipe: Recipe, run: Path | str, progress: str = "denoiser") 
     tokenizer = None if recipe.tokenizer is None else open_tokenizer(run)
     with one_of_each_host_first():
         dataset = _open_data(recipe, run, tokenizer, progress=accelerator.is_main_process)
-    stage = DenoiserStage(recipe, accelerator, dataset, tokenizer)
+    stage = (make_stage or DenoiserStage)(recipe, accelerator, dataset, tokenizer)
     return train(stage, accelerator, dataset, recipe, run, progress)
 
 
@@ -342,14 +348,20 @@ class DenoiserStage:
         """The objective's loss on one micro-batch, a scalar."""
         latents, (labels, fps) = batch[self.field], self.dropped(batch)  # (b, c, t, h, w), (b,), (b,)
         uniform = batch.strata("time").to(latents.device)
+        before: Tensor | None = None
         if "path" in batch.data:  # a student learns the steps of its teacher
-            latents, noise, uniform = self.objective.chord(batch["path"], uniform, self.learnt.get("learnt_sigmas"))
+            path, starts = batch["path"], self.learnt.get("learnt_sigmas")
+            if self.recipe.denoiser.self_conditioning > 0:
+                before = self.objective.before(path, uniform, starts)
+            latents, noise, uniform = self.objective.chord(path, uniform, starts)
         else:
             noise = batch.noise_like(latents)
         context = self.context(batch)
 
         def denoise(noisy: Tensor, timestep: Tensor) -> Tensor:
-            estimate = self.first_estimate(batch, noisy, timestep, labels, fps, uniform, context)
+            estimate = before
+            if estimate is None:
+                estimate = self.first_estimate(batch, noisy, timestep, labels, fps, uniform, context)
             return self.forward(noisy, timestep, labels, fps, estimate=estimate, context=context)
 
         return self.objective.loss(denoise, latents, noise, uniform).mean()

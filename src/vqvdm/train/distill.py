@@ -5,6 +5,9 @@ method where several of them lead ("progressive distillation": Salimans and Ho 2
 of x0, and with all of the student's steps at once, in one round). Guidance is learnt along (Meng et al. 2022), so a
 step is one pass. What it replaced, to learn the whole way at once from every level ("reflow": Liu et al. 2022), stands
 in docs/log.md.
+
+A network of a student's size learns a few thousand paths by heart, and its loss then says little of what it makes of
+others (docs/log.md, 2026-11-30). So some are held out, and the log has the loss on those as well, as `test_loss`.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqvdm.denoiser import VideoDenoiser
 from vqvdm.errors import InputError
 from vqvdm.files import whole_folder
 from vqvdm.generation import usual_batch
@@ -34,7 +39,8 @@ from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.schedulers import set_steps
 from vqvdm.train.checkpoint import latest_checkpoint
-from vqvdm.train.denoiser import check_latents, train_denoiser
+from vqvdm.train.denoiser import DenoiserStage, check_latents, train_denoiser
+from vqvdm.train.optimization import autocast
 from vqvdm.train.order import seed_of
 
 _LEVEL_TOLERANCE = 2e-3  # before the shift: dpm++ begins at the last level of training, a thousandth below pure noise
@@ -99,7 +105,45 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
         with whole_folder(student / "tokenizer") as folder:
             shutil.copytree(trained / "tokenizer", folder, dirs_exist_ok=True)  # with a decoder that was joined to it
         _write_pairs(recipe, teacher, latents, student / "latents")
-    return train_denoiser(student_recipe(recipe, run), student, "student")
+        make_stage: Callable[..., DenoiserStage] = DenoiserStage
+        if recipe.distillation.held_out > 0:
+            _write_pairs(recipe, teacher, latents, student / "held-out", held_out=True)
+            make_stage = partial(StudentStage, held_out=LatentCache(student / "held-out"))
+    return train_denoiser(student_recipe(recipe, run), student, "student", make_stage)
+
+
+class StudentStage(DenoiserStage):
+    """Stage 2 of a student, which is asked about paths that it does not learn from, too."""
+
+    def __init__(self, *arguments: Any, held_out: LatentCache) -> None:
+        super().__init__(*arguments)
+        self.held_out = held_out
+
+    def write_samples(self, denoiser: VideoDenoiser, step: int, folder: Path) -> dict[str, float]:
+        """Samples as of any denoiser; returns the errors on the paths held out."""
+        return {**super().write_samples(denoiser, step, folder), **self.held_out_errors(denoiser)}
+
+    @torch.no_grad()
+    def held_out_errors(self, denoiser: VideoDenoiser) -> dict[str, float]:
+        """`test_loss`, as the training's loss but of paths held out, and of each step alone `test_loss_step_1` on."""
+        device, number = self.accelerator.device, len(self.held_out)
+        steps = self.held_out.index["path"]
+        sums = torch.zeros(steps, dtype=torch.float64)
+        size = usual_batch(device)
+        for first in range(0, number, size):
+            batch = self.held_out.batch(range(first, min(first + size, number)))
+            path, fps = batch["path"].to(device), batch["fps"].to(device)
+            labels = batch["class_label"].to(device) if self.num_classes else None
+            for step in range(steps):
+                uniform = torch.full((len(path),), (step + 0.5) / steps, device=device)
+                starts = self.learnt.get("learnt_sigmas")
+                before, line = self.objective.before(path, uniform, starts), self.objective.chord(path, uniform, starts)
+                denoise = partial(denoiser, class_labels=labels, fps=fps, estimate=before)
+                with autocast(device, self.training.precision):
+                    sums[step] += self.objective.loss(denoise, *line).double().sum().cpu()
+        errors = (sums / number).tolist()
+        names = [f"test_loss_step_{step}" for step in range(1, steps + 1)]
+        return {"test_loss": sum(errors) / steps, **dict(zip(names, errors, strict=True))}
 
 
 def student_recipe(recipe: Recipe, run: Path) -> Recipe:
@@ -110,6 +154,7 @@ def student_recipe(recipe: Recipe, run: Path) -> Recipe:
         start_from=str(run / "pipeline"),
         class_dropout=0.0,  # guidance is in what it learns
         images=0.0,
+        self_conditioning=1.0,  # by what the step before took for the clip, which the path tells
         diffusion=replace(recipe.denoiser.diffusion, times="uniform"),
         training=part.training,
     )
@@ -160,8 +205,11 @@ def _in_words(steps: Mapping[str, Any]) -> str:
     return f"{steps['path']} steps{where}"
 
 
-def _write_pairs(recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, folder: Path) -> None:
+def _write_pairs(
+    recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, folder: Path, held_out: bool = False
+) -> None:
     part = recipe.distillation
+    number = part.held_out if held_out else part.pairs
     facts: dict[str, Any] = {
         **{name: latents.index[name] for name in ("tokenizer", "classes", "latent_shape", "data", "clip_shape")},
         **_steps(part),
@@ -169,8 +217,8 @@ def _write_pairs(recipe: Recipe, teacher: VQVDMPipeline, latents: LatentCache, f
     }
     with torch.inference_mode():
         write_pairs(
-            _maker(teacher, latents, part),
-            part.pairs,
+            _maker(teacher, latents, part, held_out),
+            number,
             folder,
             facts,
             batch_size=max(usual_batch(teacher.device), 32),
@@ -189,17 +237,21 @@ def _digest(teacher: VQVDMPipeline, part: DistillationRecipe) -> str:
 
 
 def _maker(
-    teacher: VQVDMPipeline, latents: LatentCache, part: DistillationRecipe
+    teacher: VQVDMPipeline, latents: LatentCache, part: DistillationRecipe, held_out: bool
 ) -> Callable[[list[int]], dict[str, Tensor]]:
-    """Makes paths from noise for some entries, with the classes and frame rates of the training clips in turn."""
+    """Makes paths from noise for some entries, with the classes and frame rates of the training clips in turn.
+
+    Those held out are few, have noise of their own, and take theirs from all over the training clips.
+    """
     teacher.set_progress_bar_config(disable=True)
     classes, ends = teacher.num_classes, set(_ends(part))
     if part.training.compile:
         teacher.compile()
 
     def make(entries: list[int]) -> dict[str, Tensor]:
-        seeds = [seed_of(0, "pair", entry) for entry in entries]
-        chosen = [entry % len(latents.fps) for entry in entries]
+        seeds = [seed_of(0, "held out" if held_out else "pair", entry) for entry in entries]
+        clips = len(latents.fps)
+        chosen = [entry * clips // part.held_out if held_out else entry % clips for entry in entries]
         labels, fps = latents.class_labels[chosen], latents.fps[chosen]
         states: list[Tensor] = []
 
