@@ -50,7 +50,7 @@ def test_programs_make_what_the_pipeline_makes(kind, tmp_path):
         pipeline = quantizing_pipeline()
         if kind == "flow with estimates":
             pipeline.register_modules(denoiser=tiny_denoiser(self_condition=True))
-            pipeline.register_to_config(guidance_interval={"low": 0.6, "high": 0.9})
+            pipeline.register_to_config(guidance_interval={"low": 0.6, "high": 0.95})
     else:
         pipeline = tiny_pipeline(objective=Objective("v_prediction"), pixels=kind == "pixels", scheduler="ddim")
     write_programs(pipeline, tmp_path)

@@ -38,12 +38,12 @@ def write_programs(pipeline: VQVDMPipeline, folder: Path) -> list[Path]:
     noise, at = torch.randn(2, *shape, device=device, dtype=dtype), torch.tensor(500.0, device=device)
     labels, fps = torch.zeros(2, dtype=torch.int64, device=device), torch.full((2,), 8.0, device=device)
     batch = {0: Dim("videos", min=1, max=MOST_VIDEOS)}
-    seen = [noise] * (2 if pipeline.denoiser.config["self_condition"] else 1)
+    estimate = [torch.zeros_like(noise)] if pipeline.denoiser.config["self_condition"] else []
     programs: dict[str, tuple[nn.Module, tuple[Any, ...], tuple[Any, ...]]] = {
         "denoiser": (
             _Denoiser(pipeline.denoiser),
-            (*seen, at, labels, fps),
-            (*(batch for _ in seen), None, batch, batch),
+            (noise, at, labels, fps, *estimate),
+            (batch, None, batch, batch, *(batch for _ in estimate)),
         ),
     }
     if tokenizer is not None:
@@ -85,16 +85,16 @@ def settings(pipeline: VQVDMPipeline) -> dict[str, Any]:
 
 
 class _Denoiser(nn.Module):
-    """What `VideoDenoiser` predicts, without those of its optional arguments that it does not take."""
+    """What `VideoDenoiser` predicts, without given frames."""
 
     def __init__(self, denoiser: nn.Module) -> None:
         super().__init__()
         self.network = denoiser
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Of noisy latents, with `self_condition` an estimate of the clean ones, timestep, labels and fps."""
-        noisy, *estimate, timestep, labels, fps = inputs
-        return self.network(noisy, timestep, labels, fps, estimate=estimate[0] if estimate else None)
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, labels: Tensor, fps: Tensor, estimate: Tensor | None = None
+    ) -> Tensor:
+        return self.network(noisy, timestep, labels, fps, estimate=estimate)
 
 
 class _Decoder(nn.Module):

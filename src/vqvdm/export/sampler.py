@@ -79,9 +79,9 @@ def predict(
     rates: torch.Tensor,
 ) -> torch.Tensor:
     """What the denoiser predicts, which may see beside noise what it took for clean before."""
-    seen = (noisy, taken) if settings["self_condition"] else (noisy,)
-    latents = (tensor.to(getattr(torch, settings["dtype"])) for tensor in seen)
-    return denoiser(*latents, torch.tensor(timestep, device=noisy.device), labels, rates).float()
+    dtype, at = getattr(torch, settings["dtype"]), torch.tensor(timestep, device=noisy.device)
+    estimate = [taken.to(dtype)] if settings["self_condition"] else []
+    return denoiser(noisy.to(dtype), at, labels, rates, *estimate).float()
 
 
 def split(
