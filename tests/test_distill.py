@@ -269,6 +269,22 @@ def test_a_student_of_other_steps_is_not_trained_on(teacher: Path, tmp_path: Pat
         LatentCache(student / "latents")
 
 
+def test_a_student_that_does_not_see_the_step_before_is_not_trained_on(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, student = recipe_of_teacher(), tmp_path / "student"
+
+    def as_it_was(recipe: Recipe, run: Path) -> Recipe:
+        made = student_recipe(recipe, run)
+        return replace(made, denoiser=replace(made.denoiser, self_conditioning=0.0))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vqvdm.train.distill.student_recipe", as_it_was)
+        distil(recipe, teacher, student)
+    with pytest.raises(InputError, match="does not see the step before, as an older version taught it; name another"):
+        distil(recipe, teacher, student)
+
+
 def test_steps_that_do_not_divide_are_refused() -> None:
     with pytest.raises(InputError, match=r"teacher_steps is 8, but must be a multiple of distillation.steps, 3"):
         Recipe.load("demo", ["distillation.steps=3"])

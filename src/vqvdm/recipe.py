@@ -151,7 +151,7 @@ class DenoiserRecipe:
     model: dict[str, Any] = field(default_factory=dict)  # arguments of VideoDenoiser
     diffusion: DiffusionRecipe = field(default_factory=DiffusionRecipe)
     class_dropout: float = 0.5  # probability of training without the class
-    self_conditioning: float = 0.0  # probability of showing the network its own first estimate; 0 builds it without
+    self_conditioning: float = 0.0  # probability of showing it its own first estimate; 0 builds it without
     context: float = 0.0  # probability of showing it some of the clip's frames, to be completed; 0 builds it without
     images: float = 0.0  # share of the updates that learn half of each clip's frames (or latents) one by one
     start_from: str | None = None  # a pipeline, run or hub id whose denoiser's weights this one starts with

@@ -101,15 +101,16 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
     check_latents(recipe, tokenizer, latents)  # as the student's training does, after all pairs
     student.mkdir(parents=True, exist_ok=True)
     with sole_writer(student):
-        _check_student(student, recipe.distillation)
+        learnt = student_recipe(recipe, run)
+        _check_student(student, learnt)
         with whole_folder(student / "tokenizer") as folder:
             shutil.copytree(trained / "tokenizer", folder, dirs_exist_ok=True)  # with a decoder that was joined to it
-        _write_pairs(recipe, teacher, latents, student / "latents")
         make_stage: Callable[..., DenoiserStage] = DenoiserStage
         if recipe.distillation.held_out > 0:
             _write_pairs(recipe, teacher, latents, student / "held-out", held_out=True)
             make_stage = partial(StudentStage, held_out=LatentCache(student / "held-out"))
-    return train_denoiser(student_recipe(recipe, run), student, "student", make_stage)
+        _write_pairs(recipe, teacher, latents, student / "latents")
+    return train_denoiser(learnt, student, "student", make_stage)
 
 
 class StudentStage(DenoiserStage):
@@ -125,7 +126,7 @@ class StudentStage(DenoiserStage):
 
     @torch.no_grad()
     def held_out_errors(self, denoiser: VideoDenoiser) -> dict[str, float]:
-        """`test_loss`, as the training's loss but of paths held out, and of each step alone `test_loss_step_1` on."""
+        """`test_loss`, the loss of paths held out, without given frames, and `test_loss_step_1` on, of each step."""
         device, number = self.accelerator.device, len(self.held_out)
         steps = self.held_out.index["path"]
         sums = torch.zeros(steps, dtype=torch.float64)
@@ -154,7 +155,8 @@ def student_recipe(recipe: Recipe, run: Path) -> Recipe:
         start_from=str(run / "pipeline"),
         class_dropout=0.0,  # guidance is in what it learns
         images=0.0,
-        self_conditioning=1.0,  # by what the step before took for the clip, which the path tells
+        # By what the step before took for the clip, which the path tells. Adapters would never learn to heed it.
+        self_conditioning=1.0 if recipe.denoiser.lora_rank == 0 else recipe.denoiser.self_conditioning,
         diffusion=replace(recipe.denoiser.diffusion, times="uniform"),
         training=part.training,
     )
@@ -188,15 +190,22 @@ def _steps(part: DistillationRecipe) -> dict[str, Any]:
     return {"path": part.steps, **({"sigmas": starts} if len(set(part.strides)) > 1 else {})}
 
 
-def _check_student(student: Path, part: DistillationRecipe) -> None:
+def _check_student(student: Path, recipe: Recipe) -> None:
     """Raise `InputError` if a student was trained there for other steps, or to go straight, as by older versions."""
-    found, wanted = read_index(student / "latents"), _steps(part)
-    if found is None or latest_checkpoint(student / "checkpoints" / "denoiser") is None:
+    found, wanted = read_index(student / "latents"), _steps(recipe.distillation)
+    checkpoint = latest_checkpoint(student / "checkpoints" / "denoiser")
+    if found is None or checkpoint is None:
         return
     if any(found.get(name) != wanted.get(name) for name in ("path", "sigmas")):
         learnt = _in_words(found) if "path" in found else "straight paths, as an older version taught them"
         raise InputError(
             f"{student} holds a student of {learnt}, not of {_in_words(wanted)}; name another folder (--student)"
+        )
+    sees = checkpoint.state["architecture"].get("denoiser.model.self_condition", False)
+    if recipe.denoiser.self_conditioning > 0 and not sees:
+        raise InputError(
+            f"{student} holds a student that does not see the step before, as an older version taught it; "
+            "name another folder (--student)"
         )
 
 
