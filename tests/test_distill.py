@@ -23,7 +23,7 @@ from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.request import doubts
 from vqvdm.train.checkpoint import latest_checkpoint
 from vqvdm.train.denoiser import DenoiserStage, train_denoiser
-from vqvdm.train.distill import _check_levels, _digest, distil, student_recipe
+from vqvdm.train.distill import StudentStage, _check_levels, _digest, distil, student_recipe
 from vqvdm.train.loop import make_accelerator
 from vqvdm.train.order import Batch
 from vqvdm.train.start_from import start_denoiser_from
@@ -196,8 +196,15 @@ def test_the_log_has_the_loss_on_paths_held_out(teacher: Path, tmp_path: Path, s
     found = next(record for record in records if "test_loss" in record)
     checkpoint = latest_checkpoint(student / "checkpoints" / "denoiser")
     assert checkpoint is not None and checkpoint.state["step"] == found["step"]
-    denoiser = load_pipeline(student).denoiser
+    pipeline, learnt = load_pipeline(student), student_recipe(recipe, teacher)
+    denoiser, accelerator = pipeline.denoiser, make_accelerator(learnt.denoiser.training, tmp_path)
+    stage = StudentStage(learnt, accelerator, pairs, pipeline.tokenizer, held_out=held_out)
     denoiser.load_state_dict(checkpoint.tensors("ema"))
+    logged = stage.held_out_errors(denoiser)
+    assert {name: found[name] for name in logged} == pytest.approx(logged, rel=1e-3)
+
+    torch.nn.init.normal_(denoiser.stem.weight, std=0.3)  # four updates hardly heed the step before
+    found = stage.held_out_errors(denoiser)
     batch, levels = held_out.batch(range(9)), [1.0, 0.25 if strides else 0.5, 0.0]
     errors, estimate = [], torch.zeros_like(batch["latents"])
     for step in range(2):
@@ -210,6 +217,24 @@ def test_the_log_has_the_loss_on_paths_held_out(teacher: Path, tmp_path: Path, s
         estimate = begin - levels[step] * velocity
     assert [found["test_loss_step_1"], found["test_loss_step_2"]] == pytest.approx(errors, rel=1e-3)
     assert found["test_loss"] == pytest.approx(sum(errors) / 2, rel=1e-3)
+
+
+def test_a_student_learns_to_go_on_from_given_frames_too(teacher: Path, tmp_path: Path) -> None:
+    recipe, student = recipe_of_teacher(), tmp_path / "student"
+    distil(replace(recipe, denoiser=replace(recipe.denoiser, context=0.9)), teacher, student)
+    made = load_pipeline(student)
+    made.set_progress_bar_config(disable=True)
+    channels = made.tokenizer.config["latent_channels"]
+    assert made.denoiser.stem.in_channels == 3 * channels + 2  # noisy, the step before, what is given
+    learnt = made.denoiser.stem.weight.abs().amax((0, 2, 3, 4)) > 0
+    assert learnt[: 3 * channels].all()
+    asked = {"output_type": "pt", "num_inference_steps": 2}
+    whole = made("left", generator=torch.Generator().manual_seed(0), **asked).frames
+    same = made("left", generator=torch.Generator().manual_seed(0), **asked).frames
+    torch.testing.assert_close(whole, same)
+    picture = torch.rand(whole.shape[-3:], generator=torch.Generator().manual_seed(1))
+    given = made("left", image=picture, generator=torch.Generator().manual_seed(0), **asked).frames
+    assert given.isfinite().all() and not torch.allclose(given, whole, atol=1e-3)
 
 
 def test_a_student_without_paths_held_out_is_trained_as_well(teacher: Path, tmp_path: Path) -> None:

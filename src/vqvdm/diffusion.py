@@ -79,38 +79,33 @@ class Objective:
         error = denoise(a * x0 + s * eps, timestep).float() - self.target(x0, eps, a, s).float()
         return self.weight(alpha, sigma) * error.square().flatten(1).mean(1)
 
-    def chord(
-        self, path: Tensor, uniform: Tensor, starts: Sequence[float] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def chord(self, path: Tensor, step: Tensor, starts: Sequence[float] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """One step of a sampler's path, as the straight line that makes it; for prediction `flow`.
 
         Args:
             path: (b, n + 1, c, t, h, w), the states at the levels of `starts` and at 0.
-            uniform: (b,) in 0..1, from which a step is drawn.
+            step: (b,) from 0 to n - 1, which step of each path; int64.
             starts: n falling `uniform`s from 1, where the steps begin; None is 1, (n - 1) / n and so on.
 
         Returns:
             The line's ends at level 0 and at level 1, (b, c, t, h, w) each, and (b,) the `uniform` where the step
             begins: `latents`, `noise` and `uniform` of `loss`, which then asks for the step's mean velocity.
         """
-        steps, clips = path.shape[1] - 1, torch.arange(len(path), device=path.device)
-        step = (uniform * steps).long().clamp(max=steps - 1)
-        ends = torch.linspace(1, 0, steps + 1) if starts is None else torch.tensor([*starts, 0.0])
-        first, last = (ends.to(uniform)[step + number] for number in (0, 1))
+        clips = torch.arange(len(path), device=path.device)
+        ends = torch.linspace(1, 0, path.shape[1]) if starts is None else torch.tensor([*starts, 0.0])
+        first, last = (ends.to(path.device)[step + number] for number in (0, 1))
         begin, end = path[clips, step], path[clips, step + 1]
         high, low = (self.levels(level)[1].view(-1, 1, 1, 1, 1) for level in (first, last))
         velocity = (begin - end) / (high - low)
         x0 = begin - high * velocity
         return x0, x0 + velocity, first
 
-    def before(self, path: Tensor, uniform: Tensor, starts: Sequence[float] | None = None) -> Tensor:
+    def before(self, path: Tensor, step: Tensor, starts: Sequence[float] | None = None) -> Tensor:
         """What a sampler on that path takes for x0 in the step before `chord`'s, (b, c, t, h, w); zeros in its first.
 
         Args: as of `chord`.
         """
-        steps = path.shape[1] - 1
-        step = (uniform * steps).long().clamp(max=steps - 1)
-        x0, _, _ = self.chord(path, (step - 0.5).clamp(min=0) / steps, starts)
+        x0, _, _ = self.chord(path, (step - 1).clamp(min=0), starts)
         return x0 * (step > 0).to(x0).view(-1, 1, 1, 1, 1)
 
     def target(self, x0: Tensor, noise: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:

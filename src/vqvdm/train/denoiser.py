@@ -351,9 +351,11 @@ class DenoiserStage:
         before: Tensor | None = None
         if "path" in batch.data:  # a student learns the steps of its teacher
             path, starts = batch["path"], self.learnt.get("learnt_sigmas")
+            steps = path.shape[1] - 1
+            step = (uniform * steps).long().clamp(max=steps - 1)
             if self.recipe.denoiser.self_conditioning > 0:
-                before = self.objective.before(path, uniform, starts)
-            latents, noise, uniform = self.objective.chord(path, uniform, starts)
+                before = self.objective.before(path, step, starts)
+            latents, noise, uniform = self.objective.chord(path, step, starts)
         else:
             noise = batch.noise_like(latents)
         context = self.context(batch)

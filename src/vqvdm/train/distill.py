@@ -105,6 +105,8 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
         _check_student(student, learnt)
         with whole_folder(student / "tokenizer") as folder:
             shutil.copytree(trained / "tokenizer", folder, dirs_exist_ok=True)  # with a decoder that was joined to it
+        if learnt.denoiser.training.compile:
+            teacher.compile()
         make_stage: Callable[..., DenoiserStage] = DenoiserStage
         if recipe.distillation.held_out > 0:
             _write_pairs(recipe, teacher, latents, student / "held-out", held_out=True)
@@ -136,9 +138,8 @@ class StudentStage(DenoiserStage):
             path, fps = batch["path"].to(device), batch["fps"].to(device)
             labels = batch["class_label"].to(device) if self.num_classes else None
             for step in range(steps):
-                uniform = torch.full((len(path),), (step + 0.5) / steps, device=device)
-                starts = self.learnt.get("learnt_sigmas")
-                before, line = self.objective.before(path, uniform, starts), self.objective.chord(path, uniform, starts)
+                walked = path, torch.full((len(path),), step, device=device), self.learnt.get("learnt_sigmas")
+                before, line = self.objective.before(*walked), self.objective.chord(*walked)
                 denoise = partial(denoiser, class_labels=labels, fps=fps, estimate=before)
                 with autocast(device, self.training.precision):
                     sums[step] += self.objective.loss(denoise, *line).double().sum().cpu()
@@ -191,7 +192,7 @@ def _steps(part: DistillationRecipe) -> dict[str, Any]:
 
 
 def _check_student(student: Path, recipe: Recipe) -> None:
-    """Raise `InputError` if a student was trained there for other steps, or to go straight, as by older versions."""
+    """Raise `InputError` if a student was trained there for other steps, or otherwise, as by older versions."""
     found, wanted = read_index(student / "latents"), _steps(recipe.distillation)
     checkpoint = latest_checkpoint(student / "checkpoints" / "denoiser")
     if found is None or checkpoint is None:
@@ -254,8 +255,6 @@ def _maker(
     """
     teacher.set_progress_bar_config(disable=True)
     classes, ends = teacher.num_classes, set(_ends(part))
-    if part.training.compile:
-        teacher.compile()
 
     def make(entries: list[int]) -> dict[str, Tensor]:
         seeds = [seed_of(0, "held out" if held_out else "pair", entry) for entry in entries]
