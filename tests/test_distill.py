@@ -19,6 +19,7 @@ from vqvdm.export.programs import settings
 from vqvdm.latents import LatentCache, noise_of
 from vqvdm.loading import load_pipeline
 from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.processes import this_process
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.request import doubts
 from vqvdm.train.checkpoint import latest_checkpoint
@@ -200,11 +201,11 @@ def test_the_log_has_the_loss_on_paths_held_out(teacher: Path, tmp_path: Path, s
     denoiser, accelerator = pipeline.denoiser, make_accelerator(learnt.denoiser.training, tmp_path)
     stage = StudentStage(learnt, accelerator, pairs, pipeline.tokenizer, held_out=held_out)
     denoiser.load_state_dict(checkpoint.tensors("ema"))
-    logged = stage.held_out_errors(denoiser)
+    logged = stage.held_out_errors(denoiser, held_out)
     assert {name: found[name] for name in logged} == pytest.approx(logged, rel=1e-3)
 
     torch.nn.init.normal_(denoiser.stem.weight, std=0.3)  # four updates hardly heed the step before
-    found = stage.held_out_errors(denoiser)
+    found = stage.held_out_errors(denoiser, held_out)
     batch, levels = held_out.batch(range(9)), [1.0, 0.25 if strides else 0.5, 0.0]
     errors, estimate = [], torch.zeros_like(batch["latents"])
     for step in range(2):
@@ -252,6 +253,11 @@ def test_a_teacher_at_other_levels_is_refused(teacher: Path, tmp_path: Path, nam
     pipeline.save_pretrained(tmp_path / "teacher" / "pipeline")
     with pytest.raises(InputError, match=r"4 steps do not meet the levels of a student's 2, or not always"):
         distil(recipe_of_teacher(), tmp_path / "teacher", tmp_path / "student")
+    part = replace(recipe_of_teacher().distillation, teacher_scheduler="dpm++")
+    distil(replace(recipe_of_teacher(), distillation=part), tmp_path / "teacher", tmp_path / "student")
+    distil(recipe_of_teacher(), teacher, tmp_path / "right")  # by dpm++ as it is
+    made, right = (LatentCache(tmp_path / run / "latents")[0]["latents"] for run in ("student", "right"))
+    torch.testing.assert_close(made, right)
 
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc", "euler"])
@@ -339,6 +345,25 @@ def test_a_recipe_of_an_older_run_is_read(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(old.replace("scheduler: euler", "scheduler: unipc"))
     with pytest.raises(InputError, match=r"unknown key 'distillation.scheduler'"):
         Recipe.load(tmp_path / "old.yaml")
+
+
+def test_a_finished_student_names_the_setting_that_trains_it_longer(
+    teacher: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for held_out in (0, 4):
+        recipe, student = recipe_of_teacher(), tmp_path / f"{held_out}"
+        recipe = replace(recipe, distillation=replace(recipe.distillation, held_out=held_out))
+        distil(recipe, teacher, student)
+        capfd.readouterr()
+        distil(recipe, teacher, student)
+        assert "to train longer, raise distillation.training.steps" in capfd.readouterr().err
+
+
+def test_several_processes_are_refused(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(this_process(), "num_processes", 2)
+    with pytest.raises(InputError, match="vqvdm distill runs in one process; start it without torchrun"):
+        distil(recipe_of_teacher(), teacher, tmp_path / "student")
+    assert not (tmp_path / "student").exists()
 
 
 def test_what_cannot_be_distilled_is_refused(teacher: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tiny_pipeline import LABELS, tiny_denoiser, tiny_pipeline
 from vqvdm import VideoTokenizer, VQVDMPipeline
 from vqvdm.diffusion import Objective
 from vqvdm.errors import InputError
+from vqvdm.export import sampler
 from vqvdm.export.command import main
 from vqvdm.export.programs import write_programs
 from vqvdm.export.sampler import load, sample
@@ -81,12 +83,42 @@ def test_the_folder_needs_torch_alone(tmp_path):
     main(str(tmp_path / "model"), out=tmp_path / "out", steps=2, frames=8, device="cpu")
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())
     assert len(settings["levels"]) == 3 and settings["classes"] == {"0": "left", "1": "right", "2": "up"}
-    ran = "import runpy, sys; sys.argv = ['sampler.py', '--classes', '0,2'];"
+    ran = "import runpy, sys; sys.argv = ['sampler.py', '--classes', 'left,2'];"
     ran += f"runpy.run_path({str(tmp_path / 'out' / 'sampler.py')!r}, run_name='__main__');"
     ran += "assert not {'vqvdm', 'diffusers', 'numpy.testing'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", ran], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert torch.load(tmp_path / "videos.pt").shape == (2, 8, 16, 16, 3)
+
+
+def test_programs_move_with_what_their_graphs_make(tmp_path):
+    write_programs(quantizing_pipeline(), tmp_path)
+    settings, denoiser, decoder = load(tmp_path, device="meta")
+    noise = torch.zeros(2, *settings["latent_shape"], device="meta")
+    labels = torch.zeros(2, dtype=torch.int64, device="meta")
+    latents = denoiser(noise, torch.tensor(500.0, device="meta"), labels, torch.zeros(2, device="meta"))
+    assert decoder(latents).device.type == "meta" and settings["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--classes", "down"], "--classes: 'down' is none of this model's 3 classes (0 left, 1 right, 2 up)"),
+        (["--classes", "0,3"], "--classes: '3' is none of this model's 3 classes"),
+        (["--classes", "none"], "this model never learnt to do without a class"),
+        (["--guidance", "3"], "this model never learnt to do without a class"),
+    ],
+)
+def test_the_sampler_tells_what_it_cannot_do(words, said, tmp_path, monkeypatch):
+    pipeline = quantizing_pipeline()
+    pipeline.register_to_config(about={"class_dropout": 0.0}, guidance_scale=1.0)
+    write_programs(pipeline, tmp_path)
+    monkeypatch.setattr("sys.argv", ["sampler.py", *words, "--out", str(tmp_path / "videos.pt")])
+    monkeypatch.setattr(sampler, "HERE", tmp_path)
+    monkeypatch.setattr(sampler.load, "__defaults__", (tmp_path, None))
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        sampler.main()
+    assert not (tmp_path / "videos.pt").exists()
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):

@@ -391,7 +391,7 @@ def test_callback_sees_and_replaces_latents():
 
     def blank(pipeline, i, t, tensors):
         steps.append((i, float(t)))
-        return {"latents": torch.zeros_like(tensors["latents"])} if i == 3 else {}
+        return {"latents": torch.zeros_like(tensors["latents"])} if i == 3 else None
 
     assert (latents_of(pipe, [0], callback_on_step_end=blank) == 0).all()
     assert [i for i, _ in steps] == [0, 1, 2, 3]

@@ -14,7 +14,7 @@ import torch
 import vqvdm.verbs.encode
 from tiny_training import DENOISER, TinyClips, give_tokenizer, open_tiny, tiny_recipe
 from vqvdm.errors import InputError
-from vqvdm.latents import write_latents
+from vqvdm.latents import LatentCache, write_latents
 from vqvdm.pipeline import VQVDMPipeline
 from vqvdm.recipe import LatentsRecipe, Recipe, SamplingRecipe
 from vqvdm.tokenizer import VideoTokenizer
@@ -393,6 +393,25 @@ def test_a_start_from_other_latents_or_another_prediction_is_refused(tmp_path: P
         write_latents(tokenizer, TinyClips(), tmp_path / "second" / "latents", progress=False)
     with pytest.raises(InputError, match=r"start_from names .*first, which predicts flow of the latents of tokenizer"):
         train_denoiser(replace(recipe, denoiser=part), tmp_path / "second")
+
+
+def test_classes_of_other_names_begin_as_no_class(tmp_path: Path) -> None:
+    give_tokenizer(tmp_path)
+    first = train_denoiser(tiny_recipe(steps=1), tmp_path)
+    denoiser = VQVDMPipeline.from_pretrained(first).denoiser
+    part = replace(tiny_recipe().denoiser, start_from=str(first))
+    for names, expected in (
+        (TinyClips.classes, [0, 1, 2]),
+        (("new", TinyClips.classes[0], TinyClips.classes[2]), [-1, 0, 2]),
+        (("new", "newer", "newest"), [-1, -1, -1]),
+    ):
+        dataset = LatentCache(tmp_path / "latents")
+        dataset.classes = names
+        accelerator = make_accelerator(part.training, tmp_path)
+        tokenizer = VideoTokenizer.from_pretrained(tmp_path / "tokenizer")
+        stage = DenoiserStage(replace(tiny_recipe(), denoiser=part), accelerator, dataset, tokenizer)
+        stage.take_first_weights()
+        torch.testing.assert_close(stage.denoiser.class_embed.weight, denoiser.class_embed.weight[[*expected, -1]])
 
 
 def test_one_process_trains_the_same_with_shards_asked_for(tmp_path: Path) -> None:

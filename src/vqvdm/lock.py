@@ -35,7 +35,7 @@ def sole_writer(run: Path) -> Iterator[None]:
             file.seek(0)
             raise InputError(
                 f"another training or encoding is at work in {run} (process {file.read().strip() or 'unknown'}); "
-                "wait for its end or stop it, or take another folder (--run)"
+                "wait for its end or stop it, or take another folder"
             )
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")

@@ -390,7 +390,7 @@ class VQVDMPipeline(Configured, DiffusionPipeline):
             latents = self.scheduler.step(prediction, t, latents, **step_arguments, return_dict=False)[0]
             if callback is not None:
                 there = {"latents": latents, "estimate": self._estimate}
-                replaced = callback(self, i, t, {name: there[name] for name in tensor_inputs})
+                replaced = callback(self, i, t, {name: there[name] for name in tensor_inputs}) or {}
                 latents = replaced.pop("latents", latents)
         if not latents.isfinite().all():  # some schedulers fail so at their first or last level, without a word
             raise InputError(

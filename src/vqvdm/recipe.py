@@ -167,6 +167,7 @@ class DistillationRecipe:
     held_out: int = 64  # more of them, not learnt from, whose error the log has as test_loss; 0 for none
     teacher_steps: int = 20  # a multiple of `steps`
     teacher_guidance: float | None = None  # null: the pipeline's own
+    teacher_scheduler: Scheduler | None = None  # likewise
     steps: int = 4  # of Euler's method, by the student; it learns these and no others
     strides: tuple[int, ...] = ()  # of the teacher's steps each of the student's goes; without, all as many
     training: DenoiserTrainingRecipe = field(default_factory=DenoiserTrainingRecipe)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 from vqvdm import models
-from vqvdm.errors import InputError
+from vqvdm.errors import InputError, logger_of
 from vqvdm.export.programs import write_programs
 from vqvdm.files import check_writable
 from vqvdm.loading import load_pipeline, pick_device, pick_dtype
+from vqvdm.request import doubts
+
+logger = logger_of(__name__)
 
 
 def main(
@@ -42,6 +45,8 @@ def main(
     for name, value in asked.items():
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
+    for doubt in doubts(pipeline, None, steps):
+        logger.warning("%s", doubt)
     pipeline.register_to_config(**{name: value for name, value in asked.items() if value is not None})
     for path in write_programs(pipeline, out):
         print(f"{path}  {path.stat().st_size / 1e6:.1f} MB")

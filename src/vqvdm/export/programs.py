@@ -23,8 +23,8 @@ _SAMPLER = Path(__file__).with_name("sampler.py")
 def write_programs(pipeline: VQVDMPipeline, folder: Path) -> list[Path]:
     """Write `denoiser.pt2`, `decoder.pt2`, `settings.json` and `sampler.py`; return their paths.
 
-    The programs take any number of videos of the model's own size, in the dtype and on the device of the pipeline, and
-    hold the weights. Given frames, which a denoiser may be shown beside noise, are left out: zeros.
+    The programs take up to `MOST_VIDEOS` videos of the model's own size, in the dtype and on the device of the
+    pipeline, and hold the weights. Given frames, which a denoiser may be shown beside noise, are left out: zeros.
 
     Raises:
         InputError: the tokenizer's codebook is untrained.
@@ -80,6 +80,8 @@ def settings(pipeline: VQVDMPipeline) -> dict[str, Any]:
         "self_condition": pipeline.denoiser.config["self_condition"],
         "num_classes": pipeline.num_classes,
         "classes": pipeline.id2label,
+        "needs_class": pipeline.num_classes > 0 and config["about"].get("class_dropout") == 0,
+        "device": pipeline.denoiser.device.type,
         "dtype": str(pipeline.denoiser.dtype).removeprefix("torch."),
     }
 

@@ -11,17 +11,28 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from torch.export.passes import move_to_device_pass
 
 HERE = Path(__file__).parent
 
 
-def load(folder: Path = HERE, device: str = "cpu") -> tuple[dict, torch.nn.Module, torch.nn.Module | None]:
-    """(settings, denoiser, decoder) of a folder; the decoder is None for models of pixels."""
+def load(folder: Path = HERE, device: str | None = None) -> tuple[dict, torch.nn.Module, torch.nn.Module | None]:
+    """(settings, denoiser, decoder) of a folder; the decoder is None for models of pixels.
+
+    Args:
+        folder: of the programs.
+        device: where they shall compute; by default that for which they were exported.
+    """
     settings = json.loads((folder / "settings.json").read_text())
-    programs = [folder / "denoiser.pt2", folder / "decoder.pt2"]
-    denoiser, decoder = (torch.export.load(path).module().to(device) if path.exists() else None for path in programs)
-    assert denoiser is not None
-    return settings, denoiser, decoder
+
+    def program(name: str) -> torch.nn.Module:
+        loaded = torch.export.load(folder / name)
+        if device is not None and device != settings["device"]:
+            loaded = move_to_device_pass(loaded, device)  # also what its graph makes there, unlike Module.to
+        return loaded.module()
+
+    decoder = program("decoder.pt2") if (folder / "decoder.pt2").exists() else None
+    return settings, program("denoiser.pt2"), decoder
 
 
 @torch.no_grad()
@@ -97,22 +108,36 @@ def split(
     return alpha * noisy - sigma * prediction, sigma * noisy + alpha * prediction
 
 
+def class_id(settings: dict, word: str) -> int:
+    """The id of a class that is named, or given by its id."""
+    by_name = {name: int(number) for number, name in settings["classes"].items()}
+    number = by_name.get(word, int(word) if word.isdecimal() else -1)
+    if not 0 <= number < settings["num_classes"]:
+        names = ", ".join(f"{number} {name}" for name, number in by_name.items())
+        raise SystemExit(f"--classes: {word!r} is none of this model's {settings['num_classes']} classes ({names})")
+    return number
+
+
 def main() -> None:
     """Make videos and save them as a tensor (b, t, h, w, 3)."""
     parser = ArgumentParser(description="make videos with exported programs")
-    parser.add_argument("--classes", default="0", help="ids with commas between, or none")
+    parser.add_argument("--classes", default="0", help="names or ids with commas between, or none")
     parser.add_argument("--fps", type=float)
     parser.add_argument("--guidance", type=float)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", help="by default that for which the programs were exported")
     parser.add_argument("--out", type=Path, default=Path("videos.pt"))
     asked = parser.parse_args()
     settings, denoiser, decoder = load(device=asked.device)
     known = settings["num_classes"] > 0 and asked.classes != "none"
-    classes = [int(word) for word in asked.classes.split(",")] if known else None
+    classes = [class_id(settings, word) for word in asked.classes.split(",")] if known else None
+    if settings["needs_class"] and (classes is None or (asked.guidance or 1) > 1):
+        raise SystemExit("this model never learnt to do without a class: leave out --guidance, and name --classes")
     shape = (len(classes or [0]), *settings["latent_shape"])
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(asked.seed)).to(asked.device)
-    videos = sample(settings, denoiser, decoder, classes, noise, asked.fps, asked.guidance).cpu()
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(asked.seed))
+    videos = sample(
+        settings, denoiser, decoder, classes, noise.to(asked.device or settings["device"]), asked.fps, asked.guidance
+    ).cpu()
     torch.save(videos, asked.out)
     print(f"{tuple(videos.shape)} in {asked.out}")
 

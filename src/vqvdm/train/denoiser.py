@@ -215,7 +215,7 @@ def _check_guidance(recipe: Recipe) -> None:
 class DenoiserStage:
     """Network, optimiser and the update of stage 2."""
 
-    name = "denoiser"
+    name = part = "denoiser"
     export = "pipeline"
     stated: tuple[str, ...] = ("sampling.",)
 
@@ -303,10 +303,10 @@ class DenoiserStage:
                     f"tokenizer {names[0]}; this one predicts {self.objective.prediction} of those of {names[1]}"
                 )
             labels = other.labels
-            known = {label: labels[name] for label, name in enumerate(self.classes) if name in labels} or None
+            known = {label: labels[name] for label, name in enumerate(self.classes) if name in labels}
             plain = VideoDenoiser.from_config(self.denoiser.config)
             assert isinstance(plain, VideoDenoiser)
-            start_denoiser_from(plain, other.denoiser, known)
+            start_denoiser_from(plain, other.denoiser, known if labels else None)
             places = base_of(self.denoiser)
             weights = {places[name]: value for name, value in plain.state_dict().items()}
             load_weights(self.denoiser, weights, strict=False)

@@ -36,6 +36,7 @@ from vqvdm.loading import load_pipeline, load_tokenizer, pick_device, pick_dtype
 from vqvdm.lock import sole_writer
 from vqvdm.models import find_pipeline
 from vqvdm.pipeline import VQVDMPipeline
+from vqvdm.processes import this_process
 from vqvdm.recipe import DistillationRecipe, Recipe
 from vqvdm.schedulers import set_steps
 from vqvdm.train.checkpoint import latest_checkpoint
@@ -76,9 +77,11 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
 
     Raises:
         InputError: the run lacks something, its latents are of other clips, its model predicts no flow, its scheduler
-            walks other levels, or `student` is the run itself.
+            walks other levels, `student` is the run itself, or there are several processes.
     """
     recipe.check()
+    if this_process().num_processes > 1:
+        raise InputError("vqvdm distill runs in one process; start it without torchrun")
     if student.resolve() == run.resolve():
         raise InputError(f"--student {student} is the teacher's own folder; name another")
     trained = find_pipeline(run)
@@ -90,6 +93,8 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
             f"{run} predicts {teacher.objective.prediction}; only models of denoiser.diffusion.prediction=flow can be "
             "distilled"
         )
+    if recipe.distillation.teacher_scheduler is not None:
+        teacher.scheduler = teacher.objective.make_scheduler(recipe.distillation.teacher_scheduler)
     _check_levels(teacher, recipe.distillation, run)
     latents = LatentCache(run / "latents")
     tokenizer = load_tokenizer(trained / "tokenizer", "cpu")  # the teacher's may be rounded
@@ -107,34 +112,36 @@ def distil(recipe: Recipe, run: Path, student: Path, device: str = "auto") -> Pa
             shutil.copytree(trained / "tokenizer", folder, dirs_exist_ok=True)  # with a decoder that was joined to it
         if learnt.denoiser.training.compile:
             teacher.compile()
-        make_stage: Callable[..., DenoiserStage] = DenoiserStage
+        held_out: LatentCache | None = None
         if recipe.distillation.held_out > 0:
             _write_pairs(recipe, teacher, latents, student / "held-out", held_out=True)
-            make_stage = partial(StudentStage, held_out=LatentCache(student / "held-out"))
+            held_out = LatentCache(student / "held-out")
         _write_pairs(recipe, teacher, latents, student / "latents")
-    return train_denoiser(learnt, student, "student", make_stage)
+    return train_denoiser(learnt, student, "student", partial(StudentStage, held_out=held_out))
 
 
 class StudentStage(DenoiserStage):
     """Stage 2 of a student, which is asked about paths that it does not learn from, too."""
 
-    def __init__(self, *arguments: Any, held_out: LatentCache) -> None:
+    part = "distillation"
+
+    def __init__(self, *arguments: Any, held_out: LatentCache | None) -> None:
         super().__init__(*arguments)
         self.held_out = held_out
 
     def write_samples(self, denoiser: VideoDenoiser, step: int, folder: Path) -> dict[str, float]:
-        """Samples as of any denoiser; returns the errors on the paths held out."""
-        return {**super().write_samples(denoiser, step, folder), **self.held_out_errors(denoiser)}
+        """Samples as of any denoiser; returns the errors on the paths held out, if any are."""
+        figures = super().write_samples(denoiser, step, folder)
+        return figures if self.held_out is None else {**figures, **self.held_out_errors(denoiser, self.held_out)}
 
     @torch.no_grad()
-    def held_out_errors(self, denoiser: VideoDenoiser) -> dict[str, float]:
+    def held_out_errors(self, denoiser: VideoDenoiser, held_out: LatentCache) -> dict[str, float]:
         """`test_loss`, the loss of paths held out, without given frames, and `test_loss_step_1` on, of each step."""
-        device, number = self.accelerator.device, len(self.held_out)
-        steps = self.held_out.index["path"]
+        device, number, steps = self.accelerator.device, len(held_out), held_out.index["path"]
         sums = torch.zeros(steps, dtype=torch.float64)
         size = usual_batch(device)
         for first in range(0, number, size):
-            batch = self.held_out.batch(range(first, min(first + size, number)))
+            batch = held_out.batch(range(first, min(first + size, number)))
             path, fps = batch["path"].to(device), batch["fps"].to(device)
             labels = batch["class_label"].to(device) if self.num_classes else None
             for step in range(steps):
@@ -175,8 +182,8 @@ def _check_levels(teacher: VQVDMPipeline, part: DistillationRecipe, run: Path) -
     if stochastic or levels.shape != even.shape or (levels - even)[[0, *_ends(part)]].abs().max() > _LEVEL_TOLERANCE:
         raise InputError(
             f"{run} samples by {type(teacher.scheduler).__name__}, whose {part.teacher_steps} steps do not meet the "
-            f"levels of a student's {part.steps}, or not always in the same way; with dpm++, unipc or euler, as "
-            "sampling.scheduler names them, they do"
+            f"levels of a student's {part.steps}, or not always in the same way; take "
+            "distillation.teacher_scheduler=dpm++ (or unipc, or euler)"
         )
 
 

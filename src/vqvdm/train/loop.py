@@ -54,6 +54,7 @@ class Stage(Protocol):
     """What the loop needs to know of a stage."""
 
     name: str  # "tokenizer" or "denoiser": in checkpoints, log and samples
+    part: str  # of the recipe, in which its `training` stands
     export: str  # the exported model's folder in the run, replaced at each checkpoint
     workers: int  # loader processes
     modules: dict[str, nn.Module]  # saved and restored, by file name
@@ -255,7 +256,7 @@ class _Session:
             if self.counters.step >= self.training.steps:
                 what = (
                     f"all {self.counters.step} updates are done ({folder}); to train longer, raise "
-                    f"{self.stage.name}.training.steps"
+                    f"{self.stage.part}.training.steps"
                 )
             self.progress.say("\n".join([*(f"warning: {damage}" for damage in self.resumed_from.damaged), what]))
         if changes:
@@ -348,7 +349,7 @@ class _Session:
         if name not in (known := figures_of(self.run, self.stage.name)):
             self.warned = True
             self.progress.say(
-                f"warning: no checkpoint is kept as the best so far: {self.stage.name}.training.keep_best is {name!r}, "
+                f"warning: no checkpoint is kept as the best so far: {self.stage.part}.training.keep_best is {name!r}, "
                 f"and the log has {', '.join(sorted(known))}{did_you_mean(name, known)}"
             )
 
@@ -384,7 +385,7 @@ class _Session:
         if self.rolled_back or checkpoint is None:
             raise InputError(
                 f"stopped at update {step}: {reason} again, after one return to the last checkpoint, which is kept in "
-                f"{self.folder}. A lower {self.stage.name}.training.learning_rate, a longer warmup, a smaller "
+                f"{self.folder}. A lower {self.stage.part}.training.learning_rate, a longer warmup, a smaller "
                 "clip_norm or precision=float32 may help"
             )
         self._restore(checkpoint)

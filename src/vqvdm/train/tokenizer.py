@@ -151,7 +151,7 @@ def open_unseen(data: DataRecipe, warn: bool) -> Dataset[Any] | None:
 class TokenizerStage:
     """Networks, optimisers and the update of stage 1."""
 
-    name = "tokenizer"
+    name = part = "tokenizer"
     export = "tokenizer"
     stated: tuple[str, ...] = ()
 
