@@ -57,7 +57,7 @@ def main(
 
     Args:
         run: a run folder with a trained pipeline that predicts a flow, and its latents.
-        overrides: changes of the run's recipe as key=value, such as distillation.steps=2.
+        overrides: changes of the run's recipe as key=value, such as distillation.pairs=4096.
         student: the folder of the new run; by default the run's name with -student.
         device: on which the teacher samples: cpu, cuda, mps or auto.
     """
